@@ -1,1 +1,13 @@
-//! e
+//! Strata: a cache node with four tiers behind one key.
+//!
+//! In reading order:
+//!
+//! - [`reason`]: why something was not done; [`cache`]: what a tier is; [`version`]: the order of writes.
+//! - [`policy`]: what is kept where.
+//! - [`storage`]: the tiers, and `MultiTier` that joins them.
+
+pub mod cache;
+pub mod policy;
+pub mod reason;
+pub mod storage;
+pub mod version;

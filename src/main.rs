@@ -1,1 +1,3 @@
+//! The `strata` command.
+
 fn main() {}

@@ -1,0 +1,5 @@
+//! The tiers, and what stands behind them.
+//!
+//! `traits` are the contracts of durable storage; `durable` makes a tier of any two that keep them.
+
+pub mod traits;
