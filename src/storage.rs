@@ -1,5 +1,7 @@
 //! The tiers, and what stands behind them.
 //!
-//! `traits` are the contracts of durable storage; `durable` makes a tier of any two that keep them.
+//! `traits` are the contracts of durable storage; `durable` makes a tier of any two that keep them. `memory` holds
+//! the models and doubles.
 
+pub mod memory;
 pub mod traits;
