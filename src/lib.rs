@@ -3,10 +3,11 @@
 //! In reading order:
 //!
 //! - [`reason`]: why something was not done; [`cache`]: what a tier is; [`version`]: the order of writes.
-//! - [`policy`]: what is kept where.
+//! - [`policy`]: what is kept where. [`human`]: how people write sizes and durations.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them.
 
 pub mod cache;
+pub mod human;
 pub mod policy;
 pub mod reason;
 pub mod storage;

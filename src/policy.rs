@@ -1,9 +1,30 @@
 //! What is kept where: gates, promotion and the tiers of a namespace. Pure: no I/O, no clock.
 //!
-//! Owns [`Effective`], the policy of one namespace with every default filled in, which is all that the data path
-//! reads. A policy is one immutable, versioned value; shards swap it whole.
+//! Owns [`Policy`], the immutable value that an operator writes as JSON or TOML, and [`Effective`], the policy of one
+//! namespace with every default filled in, which is all that the data path reads. A policy is swapped whole, under a
+//! version ([`VersionedPolicy`]).
+//!
+//! Invariants: a `Policy` that exists is free of contradictions, and `Policy::from_json(&policy.to_json())` is the
+//! same policy. Looking up the rules of a namespace allocates nothing.
+//!
+//! Left to others: which namespaces exist (`namespace`), where a policy is kept (`datadir`), who may change it
+//! (the admin door). The JSON is read and written in [`json`](self::json).
+
+mod json;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hashbrown::HashMap;
 
 use crate::cache::Tier;
+
+pub use self::json::{FIELDS, Field, PolicyError};
+
+/// Most namespaces that a policy may declare, and most that may be in use without being declared.
+pub const NAMESPACES_MAX: usize = 1024;
+
+/// The namespace of the memcached door: always declared, cache-only unless the policy says otherwise.
+pub const MEMCACHED: &str = "memcached";
 
 /// Whether an object read from a lower tier is copied into a higher one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,5 +104,224 @@ impl Effective {
             Mode::Durable => L2Fill::OnWrite,
             Mode::CacheOnly => L2Fill::OnEvict,
         })
+    }
+}
+
+/// Whether a namespace must be declared before it is written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NamespacesMode {
+    /// Made on first write, under the root fields.
+    #[default]
+    Open,
+    /// Only those under `namespaces` may be written to.
+    Declared,
+}
+
+/// What a policy states at its root (every field of it) or for one namespace (`None`: as the root says).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Stated {
+    mode: Option<Mode>,
+    tiers: Option<[bool; 4]>,
+    /// Indexed by [`Tier`]; L3 has no gate.
+    gates: [Option<Option<u64>>; 3],
+    promote: [Option<Promotion>; 3],
+    l2_fill: Option<Option<L2Fill>>,
+    lookup_order: Option<LookupOrder>,
+    ttl_default_s: Option<Option<u64>>,
+    ttl_max_s: Option<Option<u64>>,
+    body_bytes_max: Option<Option<u64>>,
+}
+
+/// The root of a policy that states nothing.
+const DEFAULTS: Stated = Stated {
+    mode: None,
+    tiers: None,
+    gates: [Some(Some(2 << 20)), Some(Some(64 << 20)), Some(None)],
+    promote: [Some(Promotion::OnStreamCommitAtFinish); 3],
+    l2_fill: Some(None),
+    lookup_order: Some(LookupOrder::L1First),
+    ttl_default_s: Some(None),
+    ttl_max_s: Some(None),
+    body_bytes_max: Some(None),
+};
+
+impl Stated {
+    /// `self`, and where it is silent `below`.
+    fn or(&self, below: &Self) -> Self {
+        let each = |i: usize| (self.gates[i].or(below.gates[i]), self.promote[i].or(below.promote[i]));
+        let [l0, l1, l2] = [each(0), each(1), each(2)];
+        Self {
+            mode: self.mode.or(below.mode),
+            tiers: self.tiers.or(below.tiers),
+            gates: [l0.0, l1.0, l2.0],
+            promote: [l0.1, l1.1, l2.1],
+            l2_fill: self.l2_fill.or(below.l2_fill),
+            lookup_order: self.lookup_order.or(below.lookup_order),
+            ttl_default_s: self.ttl_default_s.or(below.ttl_default_s),
+            ttl_max_s: self.ttl_max_s.or(below.ttl_max_s),
+            body_bytes_max: self.body_bytes_max.or(below.body_bytes_max),
+        }
+    }
+
+    fn mode(&self) -> Mode {
+        self.mode.unwrap_or(Mode::Durable)
+    }
+
+    /// A durable namespace uses every tier, a cache-only one RAM and flash, unless it says otherwise.
+    fn tiers(&self) -> [bool; 4] {
+        self.tiers.unwrap_or(match self.mode() {
+            Mode::Durable => [true; 4],
+            Mode::CacheOnly => [true, false, true, false],
+        })
+    }
+
+    /// The rules that follow; `self` has been joined with a complete root. Promotion into a tier that is not used
+    /// is `Never`, so that nobody pays for it.
+    fn effective(&self) -> Effective {
+        let tiers = self.tiers();
+        let [l0, l1, l2] = self.gates.map(Option::flatten);
+        let mut promote = self.promote.map(|p| p.unwrap_or(Promotion::Never));
+        for (promote, used) in promote.iter_mut().zip(tiers) {
+            if !used {
+                *promote = Promotion::Never;
+            }
+        }
+        Effective {
+            mode: self.mode(),
+            tiers,
+            gates: [l0, l1, l2, None],
+            promote,
+            l2_fill: self.l2_fill.flatten(),
+            lookup_order: self.lookup_order.unwrap_or(LookupOrder::L1First),
+            ttl_default_ms: self.ttl_default_s.flatten().map(|s| s * 1000),
+            ttl_max_ms: self.ttl_max_s.flatten().map(|s| s * 1000),
+            body_bytes_max: self.body_bytes_max.flatten(),
+        }
+    }
+}
+
+/// What is kept where, for every namespace. Immutable; made by [`Policy::from_json`] or [`Policy::default`].
+#[derive(Clone, Debug)]
+pub struct Policy {
+    root: Stated,
+    namespaces_mode: NamespacesMode,
+    /// Sorted, so that the JSON is canonical. Always holds [`MEMCACHED`].
+    namespaces: BTreeMap<Box<str>, Stated>,
+    undeclared: Arc<Effective>,
+    declared: HashMap<Box<str>, Arc<Effective>, foldhash::fast::FixedState>,
+}
+
+impl Policy {
+    fn assemble(root: Stated, namespaces_mode: NamespacesMode, mut namespaces: BTreeMap<Box<str>, Stated>) -> Self {
+        namespaces.entry(MEMCACHED.into()).or_default().mode.get_or_insert(Mode::CacheOnly);
+        let mut declared = HashMap::with_capacity_and_hasher(namespaces.len(), foldhash::fast::FixedState::default());
+        for (name, stated) in &namespaces {
+            declared.insert(name.clone(), Arc::new(stated.or(&root).effective()));
+        }
+        Self { undeclared: Arc::new(root.effective()), root, namespaces_mode, namespaces, declared }
+    }
+
+    /// The rules of `namespace`; `None` when it is not declared and must be. Allocates nothing.
+    #[must_use]
+    pub fn effective(&self, namespace: &str) -> Option<Arc<Effective>> {
+        match (self.declared.get(namespace), self.namespaces_mode) {
+            (Some(effective), _) => Some(Arc::clone(effective)),
+            (None, NamespacesMode::Open) => Some(Arc::clone(&self.undeclared)),
+            (None, NamespacesMode::Declared) => None,
+        }
+    }
+
+    /// The rules of a namespace that is not declared: the root fields, durable, every tier.
+    #[must_use]
+    pub fn undeclared(&self) -> &Arc<Effective> {
+        &self.undeclared
+    }
+
+    /// Whether namespaces are made on first write.
+    #[must_use]
+    pub fn namespaces_mode(&self) -> NamespacesMode {
+        self.namespaces_mode
+    }
+
+    /// The declared namespaces with their rules, by name. At most [`NAMESPACES_MAX`], and [`MEMCACHED`].
+    pub fn declared(&self) -> impl Iterator<Item = (&str, &Arc<Effective>)> {
+        self.namespaces.keys().filter_map(|name| Some((&**name, self.declared.get(name)?)))
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self::assemble(DEFAULTS, NamespacesMode::Open, BTreeMap::new())
+    }
+}
+
+impl PartialEq for Policy {
+    fn eq(&self, other: &Self) -> bool {
+        // The rest is derived.
+        (&self.root, self.namespaces_mode, &self.namespaces) == (&other.root, other.namespaces_mode, &other.namespaces)
+    }
+}
+
+impl Eq for Policy {}
+
+/// A policy under its version, as it travels to the shards. Versions only grow, across restarts too.
+#[derive(Clone, Debug)]
+pub struct VersionedPolicy {
+    /// 1 for the first policy of a data directory.
+    pub version: u64,
+    /// The policy.
+    pub policy: Arc<Policy>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_namespace_nobody_declared_is_durable_under_the_root() {
+        let rules = Policy::default().effective("anything").expect("open");
+        assert_eq!((rules.mode, rules.tiers), (Mode::Durable, [true; 4]));
+        assert_eq!(rules.gates, [Some(2 << 20), Some(64 << 20), None, None]);
+        assert_eq!(rules.promote, [Promotion::OnStreamCommitAtFinish; 3]);
+        assert_eq!((rules.ttl_default_ms, rules.ttl_max_ms, rules.body_bytes_max), (None, None, None));
+        assert!(rules.admits(Tier::L0, 2 << 20) && !rules.admits(Tier::L0, (2 << 20) + 1));
+        assert_eq!(rules.l2_fill(1), L2Fill::OnWrite);
+    }
+
+    #[test]
+    fn memcached_is_a_cache_in_ram_and_flash_and_always_declared() {
+        let policy = Policy::from_json(&json!({"namespaces_mode": "declared"})).expect("valid");
+        let rules = policy.effective(MEMCACHED).expect("declared");
+        assert_eq!((rules.mode, rules.tiers), (Mode::CacheOnly, [true, false, true, false]));
+        assert_eq!(rules.promote[1], Promotion::Never, "into a tier it does not use");
+        assert_eq!((rules.l2_fill(100), rules.l2_fill(3 << 20)), (L2Fill::OnEvict, L2Fill::OnWrite));
+        assert_eq!(policy.effective("other"), None);
+        let durable = Policy::from_json(&json!({"namespaces": {"memcached": {"mode": "durable"}}})).expect("valid");
+        assert_eq!(durable.effective(MEMCACHED).expect("declared").tiers, [true; 4]);
+    }
+
+    #[test]
+    fn a_namespace_inherits_what_it_does_not_state() {
+        let policy = Policy::from_json(&json!({
+            "l0_max": "1KiB", "ttl_default": "5m",
+            "namespaces": {"img": {"l0_max": null, "tiers": ["l3", "l0"], "body_bytes_max": "1GiB"}},
+        }))
+        .expect("valid");
+        let img = policy.effective("img").expect("declared");
+        assert_eq!((img.gates[0], img.tiers), (None, [true, false, false, true]));
+        assert_eq!((img.ttl_default_ms, img.body_bytes_max), (Some(300_000), Some(1 << 30)));
+        assert_eq!(policy.effective("other").expect("open").gates[0], Some(1024));
+        assert_eq!(policy.declared().map(|(name, _)| name).collect::<Vec<_>>(), ["img", "memcached"]);
+    }
+
+    #[test]
+    fn looking_rules_up_shares_them() {
+        let policy = Policy::from_json(&json!({"namespaces": {"a": {}}})).expect("valid");
+        for name in ["a", "b"] {
+            let [one, two] = [policy.effective(name), policy.effective(name)].map(|e| e.expect("open"));
+            assert!(Arc::ptr_eq(&one, &two), "{name}");
+        }
     }
 }
