@@ -344,6 +344,9 @@ pub enum CacheError {
     /// A commit may or may not have happened: 503 `outcome-unknown`, and the key is in doubt.
     #[error("the outcome of the commit is not known")]
     OutcomeUnknown {
+        /// The version of the entry the commit replaces ([`Version::NONE`]: of none), if that is known. Once the
+        /// store shows another version, the commit has happened or never will, and the doubt is over.
+        base: Option<Version>,
         /// What happened below.
         #[source]
         cause: Option<Cause>,
@@ -498,6 +501,10 @@ pub trait HitHandler {
     fn trust(&self) -> Trust {
         Trust::Trusted
     }
+
+    /// The index holds exactly this version: a suspect copy, if it is still there, may be trusted from now on. Called
+    /// by `MultiTier`, never blocks; without it every read of a suspect asks the index.
+    fn confirm(&mut self) {}
 }
 
 /// The streaming write of one object. Dropping it unfinished leaves nothing readable and returns its space.

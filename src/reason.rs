@@ -86,6 +86,8 @@ reasons! {
     InDoubtMax = "in-doubt-max",
     /// Promotion is switched off.
     Never = "never",
+    /// Another fill of the same key and tier runs.
+    FillRunning = "fill-running",
     /// The reader left before the whole body had passed.
     Partial = "partial",
     /// The queue to the tier is full.

@@ -231,6 +231,18 @@ impl<C: Clock> Shared<C> {
         })
     }
 
+    /// The version a commit of `path` would replace.
+    fn base(&self, path: &[u8]) -> Option<Version> {
+        Some(self.state.borrow().entries.get(path).map_or(Version::NONE, |entry| entry.meta.version))
+    }
+
+    fn with_base(&self, failed: CacheError, path: &[u8]) -> CacheError {
+        match failed {
+            CacheError::OutcomeUnknown { cause, .. } => CacheError::OutcomeUnknown { base: self.base(path), cause },
+            failed => failed,
+        }
+    }
+
     /// What `op` suffers before its effect, and what is left for it to suffer after.
     async fn suffer(&self, op: Op) -> Result<After, CacheError> {
         match self.faults.strike(op) {
@@ -239,7 +251,7 @@ impl<C: Clock> Shared<C> {
             Some(Fault::UnknownAfter) => Ok(After::Unknown),
             Some(Fault::Failed(reason)) => Err(CacheError::unavailable(reason, Injected(reason))),
             Some(Fault::Refused(reason)) => Err(CacheError::Refused(reason)),
-            Some(Fault::UnknownBefore) => Err(unknown()),
+            Some(Fault::UnknownBefore) => Err(unknown(None)),
             Some(Fault::Corrupted) => Err(CacheError::Corrupted { what: "injected".into() }),
             Some(Fault::Hold(gate)) => {
                 gate.pass().await;
@@ -257,8 +269,8 @@ enum After {
     WrongBytes,
 }
 
-fn unknown() -> CacheError {
-    CacheError::OutcomeUnknown { cause: Some(Arc::new(Injected(Reason::OutcomeUnknown))) }
+fn unknown(base: Option<Version>) -> CacheError {
+    CacheError::OutcomeUnknown { base, cause: Some(Arc::new(Injected(Reason::OutcomeUnknown))) }
 }
 
 impl<C: Clock> Storage for MemoryStore<C> {
@@ -289,6 +301,7 @@ impl<C: Clock> Storage for MemoryStore<C> {
         }
         let hit = MemoryHit {
             shared: self.shared.clone(),
+            commit: entry.commit,
             length: body.len() as u64,
             rest: body.clone(),
             begun: false,
@@ -324,8 +337,9 @@ impl<C: Clock> Storage for MemoryStore<C> {
     }
 
     async fn purge(&self, key: &CacheKey, precondition: Precondition) -> Result<PurgeReport, CacheError> {
-        let after = self.shared.suffer(Op::Purge).await?;
+        let after = self.shared.suffer(Op::Purge).await.map_err(|failed| self.shared.with_base(failed, key.path()))?;
         let shared = &self.shared;
+        let base = shared.base(key.path());
         let now_ms = shared.clock.wall_ms();
         let mut state = shared.state.borrow_mut();
         let removed = state.live(key.path(), now_ms).map(|entry| entry.meta.version);
@@ -343,7 +357,7 @@ impl<C: Clock> Storage for MemoryStore<C> {
                 report.tombstone = Some(tombstone);
             }
         }
-        if after == After::Unknown { Err(unknown()) } else { Ok(report) }
+        if after == After::Unknown { Err(unknown(base)) } else { Ok(report) }
     }
 
     async fn update_meta(&self, key: &CacheKey, meta: CacheMeta) -> Result<bool, CacheError> {
@@ -356,13 +370,16 @@ impl<C: Clock> Storage for MemoryStore<C> {
         let (meta, body) =
             (CacheMeta { length: old.meta.length, checksum: old.meta.checksum, ..meta }, old.body.clone());
         state.insert(key.path().clone(), meta, body);
-        if after == After::Unknown { Err(unknown()) } else { Ok(true) }
+        // The version stays: neither outcome can be told from the other by it.
+        if after == After::Unknown { Err(unknown(None)) } else { Ok(true) }
     }
 }
 
 /// A hit of a [`MemoryStore`]. Keeps its bytes whatever happens to the entry.
 pub struct MemoryHit<C> {
     shared: Rc<Shared<C>>,
+    /// Which commit was found: the entry may be another's by now.
+    commit: u64,
     length: u64,
     rest: Bytes,
     begun: bool,
@@ -411,6 +428,14 @@ impl<C: Clock> HitHandler for MemoryHit<C> {
     fn trust(&self) -> Trust {
         self.trust
     }
+
+    fn confirm(&mut self) {
+        self.trust = Trust::Trusted;
+        let state = &mut *self.shared.state.borrow_mut();
+        if let Some(entry) = state.order.get(&self.commit).and_then(|path| state.entries.get_mut(path)) {
+            entry.trust = Trust::Trusted;
+        }
+    }
 }
 
 /// A write of a [`MemoryStore`]. Its staged bytes count until it is gone.
@@ -456,7 +481,7 @@ impl<C: Clock> MissHandler for MemoryMiss<C> {
     }
 
     async fn finish(mut self) -> Result<Stored, CacheError> {
-        let after = self.shared.suffer(Op::Finish).await?;
+        let after = self.shared.suffer(Op::Finish).await.map_err(|failed| self.shared.with_base(failed, &self.path))?;
         if !self.whole {
             return Err(CacheError::Refused(Reason::BodyCut));
         }
@@ -492,6 +517,9 @@ impl<C: Clock> MissHandler for MemoryMiss<C> {
         }
         state.insert(self.path.clone(), meta, Some(body));
         drop(state);
-        if after == After::Unknown { Err(unknown()) } else { Ok(Stored::kept(shared.tier, version, length, replaced)) }
+        if after == After::Unknown {
+            return Err(unknown(Some(newest)));
+        }
+        Ok(Stored::kept(shared.tier, version, length, replaced))
     }
 }
