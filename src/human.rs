@@ -119,7 +119,7 @@ fn scale(text: &str, number: &str, factor: u64, what: &str, example: &str) -> Re
 }
 
 fn exact(n: u64, units: &[(&str, u64)], smallest: &str) -> String {
-    let even = units.iter().find(|(_, factor)| n > 0 && n % factor == 0);
+    let even = units.iter().find(|(_, factor)| n > 0 && n.is_multiple_of(*factor));
     even.map_or_else(|| format!("{n}{smallest}"), |(unit, factor)| format!("{}{unit}", n / factor))
 }
 

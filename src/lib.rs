@@ -4,10 +4,12 @@
 //!
 //! - [`reason`]: why something was not done; [`cache`]: what a tier is; [`version`]: the order of writes.
 //! - [`policy`]: what is kept where. [`human`]: how people write sizes and durations.
+//! - [`namespace`]: which namespaces exist, and what is counted for each.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them.
 
 pub mod cache;
 pub mod human;
+pub mod namespace;
 pub mod policy;
 pub mod reason;
 pub mod storage;

@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    DEFAULTS, L2Fill, LookupOrder, MEMCACHED, Mode, NAMESPACES_MAX, NamespacesMode, Policy, Promotion, Stated,
-};
+use super::{DEFAULTS, L2Fill, LookupOrder, Mode, NAMESPACES_MAX, NamespacesMode, Policy, Promotion, Stated};
 use crate::{cache::Tier, cache::is_namespace, human};
 
 /// Longest time to live, in seconds: 100 years. Sums with any wall time stay far from overflow.
@@ -387,6 +385,7 @@ fn escape(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::MEMCACHED;
 
     fn read(value: &Value) -> Policy {
         Policy::from_json(value).expect("a valid policy")
