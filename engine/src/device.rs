@@ -1,7 +1,8 @@
 //! The seam to one flash file: aligned reads and writes at offsets, and a flush.
 //!
-//! Owns the [`Device`] trait and [`Block`], the only buffer that touches a device. What we believe of the medium,
-//! and what the simulated one therefore does (docs/03-faults.md):
+//! Owns the [`Device`] trait, the buffers that touch a device ([`Block`], from a [`BlockPool`]), the file on a real
+//! disk ([`file`]) and the simulated one ([`sim`]). What we believe of the medium, and what the simulated one
+//! therefore does (docs/03-faults.md):
 //!
 //! - A write is atomic per 4,096-byte page at best; a crash leaves any subset of the pages of writes not yet
 //!   flushed. Nothing is ordered before [`Device::sync`] returns.
@@ -11,7 +12,13 @@
 //! INV-7: the buffer of an operation belongs to the device until the operation is complete. Dropping the future of
 //! a read or write gives up its result, never its buffer; a cancelled write may still reach the medium.
 
-use std::io;
+mod block;
+pub mod file;
+pub mod sim;
+
+use std::{io, sync::Arc};
+
+pub use block::{Block, BlockPool};
 
 /// Offsets, lengths and buffers of device I/O are multiples of this many bytes.
 pub const PAGE: usize = 4096;
@@ -33,7 +40,7 @@ pub enum DeviceError {
     /// Any other failure of the operation.
     #[error("{operation} of {device} at {offset} failed: {source}")]
     Io {
-        /// `read`, `write` or `sync`.
+        /// `open`, `read`, `write` or `sync`.
         operation: &'static str,
         /// The device's name for people: its path.
         device: String,
@@ -44,7 +51,18 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    /// Sorts a system error into the two kinds callers tell apart.
+    pub(crate) fn new(operation: &'static str, device: &str, offset: u64, source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::NoSpace { device: device.into(), source },
+            _ => Self::Io { operation, device: device.into(), offset, source },
+        }
+    }
+}
+
 /// One preallocated flash file, owned by one shard.
+#[expect(clippy::len_without_is_empty, reason = "a device has a capacity, it is never empty")]
 pub trait Device: 'static {
     /// Its fixed length in bytes, a multiple of [`PAGE`].
     fn len(&self) -> u64;
@@ -58,12 +76,13 @@ pub trait Device: 'static {
     /// The device failed, or the file ends before `offset + len`.
     async fn read(&self, offset: u64, len: usize) -> Result<Block, DeviceError>;
 
-    /// Writes the whole block at `offset` and gives it back for reuse. Visible to later reads at once, durable
+    /// Writes the whole block at `offset`. The block is shared, so that its owner can go on reading what is not on
+    /// flash yet; it returns to its pool when the last holder lets go. Visible to later reads at once, durable
     /// after [`Device::sync`].
     ///
     /// # Errors
     /// The device failed or wrote less; the region's content is then unknown.
-    async fn write(&self, offset: u64, block: Block) -> Result<Block, DeviceError>;
+    async fn write(&self, offset: u64, block: Arc<Block>) -> Result<(), DeviceError>;
 
     /// Makes every completed write durable.
     ///
@@ -73,24 +92,4 @@ pub trait Device: 'static {
 
     /// Its name for people: the path.
     fn name(&self) -> &str;
-}
-
-/// A page-aligned buffer for device I/O.
-#[derive(Debug)]
-pub struct Block {
-    bytes: memmap2::MmapMut,
-}
-
-impl std::ops::Deref for Block {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl std::ops::DerefMut for Block {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
-    }
 }

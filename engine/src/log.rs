@@ -1,1 +1,2 @@
-//! (to be written)
+//! L2's bytes (being written).
+pub mod format;
