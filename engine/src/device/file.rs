@@ -196,13 +196,19 @@ impl Device for FileDevice {
 mod tests {
     use super::*;
 
+    /// A folder beside the test binary: on a disk, where /tmp may be in memory.
+    fn folder() -> tempfile::TempDir {
+        let binary = std::env::current_exe().expect("a test binary");
+        tempfile::tempdir_in(binary.parent().expect("in a folder")).expect("a folder on a disk")
+    }
+
     fn on_executor<T: 'static>(test: impl Future<Output = T> + 'static) -> T {
         glommio::LocalExecutor::default().run(test)
     }
 
     #[test]
     fn what_was_written_is_read_back_whole_and_an_existing_file_is_left_alone() {
-        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder on a disk");
+        let folder = folder();
         let path = folder.path().join("flash");
         on_executor(async move {
             let device = FileDevice::open(&path, (4 << 20) + 5).await.expect("created");
@@ -230,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_disk_without_room_and_a_file_system_without_direct_io_are_clear_errors() {
-        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder on a disk");
+        let folder = folder();
         let path = folder.path().join("flash");
         let memory = Path::new("/dev/shm").join(format!("strata-test-{}", std::process::id()));
         on_executor(async move {

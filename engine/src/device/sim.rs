@@ -121,7 +121,13 @@ impl Medium {
     #[must_use]
     pub fn open<R: Rt>(&self, rt: R, faults: Faults) -> SimDevice<R> {
         let process = self.pages.borrow().process;
-        SimDevice { pages: self.pages.clone(), rt, faults: Cell::new(faults), process, pool: BlockPool::new(POOL_BYTES_MAX) }
+        SimDevice {
+            pages: self.pages.clone(),
+            rt,
+            faults: Cell::new(faults),
+            process,
+            pool: BlockPool::new(POOL_BYTES_MAX),
+        }
     }
 
     /// The process dies: completed writes stay, those in flight reach the medium page by page or not at all.

@@ -347,8 +347,7 @@ impl Layout {
         if !possible {
             return None;
         }
-        let record_bytes_max =
-            RECORD_BYTES_MAX.min(header.segment_bytes as usize / 4 / RECORD_ALIGN * RECORD_ALIGN);
+        let record_bytes_max = RECORD_BYTES_MAX.min(header.segment_bytes as usize / 4 / RECORD_ALIGN * RECORD_ALIGN);
         Some(Self {
             segment_bytes: header.segment_bytes,
             segments: header.segments,

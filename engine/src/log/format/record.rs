@@ -1,8 +1,8 @@
 //! Records, pointers and footer entries. The table is at the head of the parent.
 
 use super::{
-    Layout, POINTER, RECORD_ALIGN, RECORD_HEADER, SPAN_MAX, is_sealed, put, put_ms, seal, u16_at, u32_at,
-    u48_at, u64_at,
+    Layout, POINTER, RECORD_ALIGN, RECORD_HEADER, SPAN_MAX, is_sealed, put, put_ms, seal, u16_at, u32_at, u48_at,
+    u64_at,
 };
 use crate::device::PAGE;
 
@@ -139,7 +139,8 @@ impl RecordHeader {
             meta_bytes: u32_at(bytes, META_BYTES),
         };
         // Lengths are not to be believed before the crc is checked, and the crc needs the lengths.
-        if header.meta_bytes as usize > layout.record_bytes_max || header.record_bytes(layout) > layout.record_bytes_max {
+        if header.meta_bytes as usize > layout.record_bytes_max || header.record_bytes(layout) > layout.record_bytes_max
+        {
             return None;
         }
         let covered = bytes.get(..header.covered_bytes(layout))?;
