@@ -66,6 +66,14 @@ reasons! {
     NamespaceMax = "namespace-max",
     /// The key's name is malformed or too long.
     BadKey = "bad-key",
+    /// A header of the request makes no sense.
+    BadRequest = "bad-request",
+    /// The door has no such method.
+    Method = "method",
+    /// The range asked for lies outside the object.
+    Range = "range",
+    /// The headers to be stored need more room than an object has for them.
+    HeadersMax = "headers-max",
     /// The policy fills this tier only when the object leaves L0.
     OnEvict = "on-evict",
 
