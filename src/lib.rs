@@ -6,11 +6,13 @@
 //! - [`policy`]: what is kept where. [`human`]: how people write sizes and durations.
 //! - [`namespace`]: which namespaces exist, and what is counted for each.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them.
+//! - [`protocol`]: what requests mean on the wire.
 
 pub mod cache;
 pub mod human;
 pub mod namespace;
 pub mod policy;
+pub mod protocol;
 pub mod reason;
 pub mod storage;
 pub mod version;

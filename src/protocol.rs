@@ -176,7 +176,7 @@ mod tests {
             (CacheError::Refused(Reason::BodyCut), Fault::Malformed),
             (unavailable(Reason::TierPoisoned), Fault::Unavailable),
             (unavailable(Reason::Internal), Fault::Internal),
-            (CacheError::OutcomeUnknown { cause: None }, Fault::Unavailable),
+            (CacheError::OutcomeUnknown { base: None, cause: None }, Fault::Unavailable),
             (CacheError::Corrupted { what: "page 3".into() }, Fault::Unavailable),
             (CacheError::Gone, Fault::Unavailable),
         ] {

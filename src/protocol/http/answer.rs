@@ -346,19 +346,22 @@ mod tests {
         };
         let part = object().head(Tier::L0, Some(&(2..5)));
         assert_eq!(part.status(), StatusCode::PARTIAL_CONTENT);
-        assert_eq!((&part.headers()[CONTENT_RANGE], &part.headers()[CONTENT_LENGTH]), (
-            &HeaderValue::from_static("bytes 2-4/10"),
-            &HeaderValue::from_static("3")
-        ));
+        assert_eq!(
+            (&part.headers()[CONTENT_RANGE], &part.headers()[CONTENT_LENGTH]),
+            (&HeaderValue::from_static("bytes 2-4/10"), &HeaderValue::from_static("3"))
+        );
         let not_modified = object().not_modified(Tier::L3);
         assert_eq!(not_modified.status(), StatusCode::NOT_MODIFIED);
-        assert_eq!(lines(&not_modified), [
-            "accept-ranges: bytes",
-            "cache-control: max-age=9",
-            "cache-status: Strata; hit; detail=l3",
-            "etag: \"mine\"",
-            "last-modified: Sun, 06 Nov 1994 08:49:37 GMT",
-        ]);
+        assert_eq!(
+            lines(&not_modified),
+            [
+                "accept-ranges: bytes",
+                "cache-control: max-age=9",
+                "cache-status: Strata; hit; detail=l3",
+                "etag: \"mine\"",
+                "last-modified: Sun, 06 Nov 1994 08:49:37 GMT",
+            ]
+        );
         let unsatisfiable = object().unsatisfiable(Tier::L1);
         assert_eq!(unsatisfiable.status(), StatusCode::RANGE_NOT_SATISFIABLE);
         assert_eq!(unsatisfiable.headers()[CONTENT_RANGE], "bytes */10");
@@ -379,30 +382,33 @@ mod tests {
         report.tiers[1] = Some(TierOutcome::Queued);
         report.tiers[2] = Some(TierOutcome::Kept);
         let head = stored(&report, None);
-        assert_eq!((head.status(), lines(&head)), (
-            StatusCode::CREATED,
-            vec![
-                "content-length: 0".into(),
-                "etag: \"0000000000000001\"".into(),
-                "strata-stored: L1;queued, L2, L3, L0=?0;reason=gate".into(),
-            ]
-        ));
+        assert_eq!(
+            (head.status(), lines(&head)),
+            (
+                StatusCode::CREATED,
+                vec![
+                    "content-length: 0".into(),
+                    "etag: \"0000000000000001\"".into(),
+                    "strata-stored: L1;queued, L2, L3, L0=?0;reason=gate".into(),
+                ]
+            )
+        );
         report.replaced = Some(Version(0));
         let head = stored(&report, Some(HeaderValue::from_static("\"mine\"")));
-        assert_eq!((head.status(), &head.headers()[ETAG]), (
-            StatusCode::NO_CONTENT,
-            &HeaderValue::from_static("\"mine\"")
-        ));
+        assert_eq!(
+            (head.status(), &head.headers()[ETAG]),
+            (StatusCode::NO_CONTENT, &HeaderValue::from_static("\"mine\""))
+        );
     }
 
     #[test]
     fn problems_say_why_and_what_to_do() {
         let answer = problem(&Refusal::new(Fault::Unavailable, Reason::Overload, "later"));
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!((&answer.headers()[RETRY_AFTER], &answer.headers()[CONTENT_TYPE]), (
-            &HeaderValue::from_static("1"),
-            &PROBLEM_JSON
-        ));
+        assert_eq!(
+            (&answer.headers()[RETRY_AFTER], &answer.headers()[CONTENT_TYPE]),
+            (&HeaderValue::from_static("1"), &PROBLEM_JSON)
+        );
         let read: serde_json::Value = serde_json::from_slice(answer.body()).expect("JSON");
         assert_eq!(
             read,

@@ -10,9 +10,7 @@ use std::time::UNIX_EPOCH;
 
 use http::{
     HeaderMap, HeaderValue,
-    header::{
-        GetAll, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
-    },
+    header::{GetAll, HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE},
 };
 
 use crate::{
@@ -53,7 +51,7 @@ pub struct Conditions<'a> {
     if_range: Option<&'a HeaderValue>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Tags<'a> {
     Any,
     /// At least one value; every one is a well-formed list.

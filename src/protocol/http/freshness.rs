@@ -50,7 +50,7 @@ pub fn expiry(headers: &HeaderMap, policy: &Effective, now_ms: u64) -> Result<Op
 fn strata_ttl_ms(headers: &HeaderMap) -> Result<Option<u64>, Refusal> {
     let mut values = headers.get_all(STRATA_TTL).iter();
     match (values.next(), values.next()) {
-        (None, _) => Ok(None),
+        (None, _) => Some(None),
         (Some(only), None) => delta_ms(only.as_bytes()).map(Some),
         (Some(_), Some(_)) => None,
     }
@@ -180,7 +180,10 @@ mod tests {
             (&[("cache-control", "max-age=99999999999999999999")], Ok(Some(100_000))),
             (&[("cache-control", "max-age=4"), ("expires", "0")], Ok(Some(4_000))),
             (&[("expires", "Sun, 06 Nov 1994 08:49:47 GMT")], Ok(Some(10_000))),
-            (&[("expires", "Sun, 06 Nov 1994 08:49:47 GMT"), ("date", "Sun, 06 Nov 1994 08:49:44 GMT")], Ok(Some(3_000))),
+            (
+                &[("expires", "Sun, 06 Nov 1994 08:49:47 GMT"), ("date", "Sun, 06 Nov 1994 08:49:44 GMT")],
+                Ok(Some(3_000)),
+            ),
             (&[("expires", "0")], Ok(Some(0))),
             (&[("cache-control", "no-store")], Err(Reason::NoStore)),
             (&[("cache-control", "max-age=5, No-Store"), ("strata-ttl", "5")], Err(Reason::NoStore)),

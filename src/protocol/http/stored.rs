@@ -42,7 +42,7 @@ const META: &str = "x-strata-meta-";
 pub const SURROGATE_KEY: HeaderName = HeaderName::from_static("surrogate-key");
 
 /// Position is the index on disk.
-const NAMES: [Option<HeaderName>; 11] = [
+static NAMES: [Option<HeaderName>; 11] = [
     None,
     Some(CACHE_CONTROL),
     Some(CONTENT_DISPOSITION),
