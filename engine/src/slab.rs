@@ -173,7 +173,8 @@ pub enum Outcome {
     },
     /// Key, blob or body is above its bound.
     TooLarge,
-    /// Pinned and staged bytes leave no room. (Other entries may have been evicted in the attempt.)
+    /// Pinned and staged bytes leave no room. (Other entries may have been evicted in the attempt.) An older version
+    /// of the key stays: who has the write acknowledged elsewhere must call [`Slab::remove_older`].
     NoRoom,
 }
 

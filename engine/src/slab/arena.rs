@@ -36,6 +36,11 @@ impl At {
         Self(self.0 + units)
     }
 
+    /// Whether `units` fit between here and `end`; their sum may be beyond what a position can say.
+    pub(super) fn holds(self, units: u32, end: Self) -> bool {
+        end.0.saturating_sub(self.0) >= units
+    }
+
     /// Its distance from the start, in bytes.
     pub(super) fn byte(self) -> usize {
         self.0 as usize * UNIT_BYTES
@@ -235,6 +240,14 @@ mod tests {
         let mut arena = Arena::new(256, 4).expect("maps");
         let _pin = arena.pin(At(16), 100).expect("a pin is free");
         arena.bytes_mut(At(10), 0, 97);
+    }
+
+    #[test]
+    fn room_is_judged_without_passing_the_last_position() {
+        let end = At(u32::MAX - 1);
+        assert!(At(10).holds(u32::MAX - 11, end));
+        assert!(!At(10).holds(u32::MAX - 10, end));
+        assert!(!At(10).holds(1, At(4)), "an aligned start may lie behind the end");
     }
 
     #[test]

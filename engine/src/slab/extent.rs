@@ -177,7 +177,7 @@ impl Extents {
                 break;
             }
             let start = align.first_at(at);
-            if start.0 + units <= at.0 + self.free_units_at(at) {
+            if start.holds(units, at.plus(self.free_units_at(at))) {
                 return Some((at, start));
             }
             at = At(self.word(at, 1));

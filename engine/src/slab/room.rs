@@ -192,7 +192,7 @@ impl Slab {
         let mut may_move = units.saturating_mul(MOVED_FACTOR).saturating_add(MOVED_UNITS_MIN);
         loop {
             let start = At(window.at.0.next_multiple_of(align.units()));
-            if start.0 + units <= window.end().0 {
+            if start.holds(units, window.end()) {
                 self.extents.give_back(window.at, start.0 - window.at.0);
                 let after = window.end().0 - start.0 - units;
                 if after > 0 {
