@@ -5,10 +5,13 @@
 //! - [`reason`]: why something was not done; [`cache`]: what a tier is; [`version`]: the order of writes.
 //! - [`policy`]: what is kept where. [`human`]: how people write sizes and durations.
 //! - [`namespace`]: which namespaces exist, and what is counted for each.
+//! - [`config`]: every knob. [`datadir`]: who owns the data directory.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them.
 //! - [`protocol`]: what requests mean on the wire.
 
 pub mod cache;
+pub mod config;
+pub mod datadir;
 pub mod human;
 pub mod namespace;
 pub mod policy;
