@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::{DEFAULTS, L2Fill, LookupOrder, Mode, NAMESPACES_MAX, NamespacesMode, Policy, Promotion, Stated};
 use crate::{cache::Tier, cache::is_namespace, human};
@@ -353,6 +353,8 @@ fn escape(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn read(value: &Value) -> Policy {
