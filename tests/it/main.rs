@@ -1,0 +1,12 @@
+//! Black-box tests: the real binary, real files, real kills.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod client;
+mod doors;
+mod faults;
+mod files;
+mod gates;
+mod node;
+mod readme;
+mod startup;

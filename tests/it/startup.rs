@@ -1,0 +1,131 @@
+//! Starting: the banner, the refusals, the subcommands.
+
+use std::{fs, net::TcpListener};
+
+use crate::node::{Node, files_below, strata};
+
+#[test]
+fn help_and_subcommands_answer() {
+    for (args, wants) in [
+        (&["--help"][..], &["serve", "check-config", "doctor"][..]),
+        (&["serve", "--help"], &["--data-dir", "--memory-max", "--set", "--http-listen"]),
+        (&["serve", "--print-config", "--shards", "1"], &["memory_max", "shards", "flag", "default"]),
+    ] {
+        let output = strata(args).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        wants.iter().for_each(|want| assert!(text.contains(want), "{args:?} lacks {want}:\n{text}"));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let output = strata(&["doctor", "--data-dir", dir.path().to_str().unwrap()]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    for check in ["io_uring", "O_DIRECT", "MEMLOCK", "NOFILE", "memory"] {
+        assert!(text.contains(check), "{check}:\n{text}");
+    }
+}
+
+#[test]
+fn bad_settings_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("strata.toml");
+    for (toml, args, wants) in [
+        ("memory_maxx = \"1GiB\"\n", &[][..], &["memory_maxx", "memory_max"][..]),
+        ("memory_max = \"1 parsec\"\n", &[], &["memory_max", "1 parsec"]),
+        ("[policy]\nl0_max = true\n", &[], &["l0_max"]),
+        ("", &["--http-listen", "0.0.0.0:0"], &["http_listen", "allow_open"]),
+        ("", &["--memory-max", "1MiB"], &["memory_max"]),
+        ("", &["--set", "nonsense=1"], &["nonsense"]),
+    ] {
+        fs::write(&file, toml).unwrap();
+        let data = dir.path().join("data");
+        let output = strata(&["serve", "--config", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()])
+            .args(args)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{toml} {args:?}");
+        wants.iter().for_each(|want| assert!(text.contains(want), "{toml} {args:?} lacks {want}:\n{text}"));
+        assert!(!data.exists(), "a refused start left {data:?}");
+    }
+}
+
+#[test]
+fn the_banner_tells_where_everything_is_and_what_to_try() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"]);
+    let log = node.log();
+    for want in ["objects", "admin", "memcached", "L0", "L1", "L2", "L3", "data", "curl"] {
+        assert!(log.contains(want), "{want}:\n{log}");
+    }
+    assert!(log.contains(&node.http.to_string()) && log.contains(&dir.path().display().to_string()), "{log}");
+}
+
+#[test]
+fn a_second_node_and_a_port_in_use_stop_with_a_clear_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"]);
+    let second = Node::try_start(dir.path(), &["--memory-max", "256MiB"]).err().expect("the directory is locked");
+    assert!(!second.status.success());
+    assert!(second.text.contains(&dir.path().display().to_string()), "{}", second.text);
+    assert!(second.text.contains(&node.pid().to_string()), "the holder's pid: {}", second.text);
+
+    let other = tempfile::tempdir().unwrap();
+    for (flag, address) in [
+        ("--http-listen", node.http.to_string()),
+        ("--admin-listen", node.admin.to_string()),
+        ("--http-listen", TcpListener::bind("127.0.0.1:0").map(|l| { let a = l.local_addr().unwrap().to_string(); std::mem::forget(l); a }).unwrap()),
+    ] {
+        let ended = Node::try_start(other.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB", flag, &address]);
+        let ended = ended.err().unwrap_or_else(|| panic!("{flag} {address} is taken"));
+        let setting = flag.trim_start_matches("--").replace('-', "_");
+        assert!(ended.text.contains(&setting) && ended.text.contains(&address), "{}", ended.text);
+    }
+    assert_eq!(node.client().put("/still/here", b"x").status, 201);
+}
+
+#[test]
+fn a_damaged_or_newer_data_directory_is_refused_and_left_alone() {
+    let settings = ["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"];
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &settings);
+    assert_eq!(node.client().put("/keep/me", &[5; 100_000]).status, 201);
+    assert!(node.stop().status.success());
+    let files = files_below(dir.path());
+    let identity = files.iter().find(|p| p.ends_with("identity.json")).expect("the identity file");
+    let index = files.iter().find(|p| p.extension().is_some_and(|e| e == "redb")).expect("the index");
+    let log = files.iter().find(|p| p.extension().is_some_and(|e| e == "log")).expect("a flash log");
+
+    let newer = fs::read_to_string(identity).unwrap().replace("\"format\": 1", "\"format\": 99");
+    let damaged_index = vec![0xee; fs::metadata(index).unwrap().len() as usize];
+    let mut newer_log = fs::read(log).unwrap();
+    newer_log[..4096].fill(0xee);
+    for (path, bytes) in [(identity, newer.into_bytes()), (identity, b"{".to_vec()), (index, damaged_index), (log, newer_log)] {
+        let sound = fs::read(path).unwrap();
+        assert_ne!(sound, bytes, "{path:?}");
+        fs::write(path, &bytes).unwrap();
+        let ended = Node::try_start(dir.path(), &settings).err().unwrap_or_else(|| panic!("{path:?} was accepted"));
+        let name = path.file_name().unwrap().to_string_lossy();
+        assert!(ended.text.contains(&*name), "{name} is not named: {}", ended.text);
+        assert!(fs::read(path).unwrap() == bytes, "{path:?} was changed");
+        fs::write(path, sound).unwrap();
+    }
+    let node = Node::start(dir.path(), &settings);
+    assert_eq!(node.client().get("/keep/me").body, vec![5; 100_000]);
+}
+
+#[test]
+fn another_shard_count_drops_the_logs_loudly_and_keeps_l3() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"];
+    let node = Node::start(dir.path(), &settings);
+    for i in 0..50 {
+        assert_eq!(node.client().put(&format!("/n/{i}"), format!("body {i}").as_bytes()).status, 201);
+    }
+    assert!(node.stop().status.success());
+    let node = Node::start(dir.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB", "--shards", "3"]);
+    assert!(node.log().contains("shards"), "not loud: {}", node.log());
+    for i in 0..50 {
+        let answer = node.client().get(&format!("/n/{i}"));
+        assert_eq!((answer.text(), answer.tier()), (format!("body {i}"), "l3"));
+    }
+}
