@@ -4,4 +4,5 @@
 //! the models and doubles.
 
 pub mod memory;
+pub mod ram;
 pub mod traits;

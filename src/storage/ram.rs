@@ -214,10 +214,7 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
         if !precondition.holds(current) {
             return Err(CacheError::Precondition { current });
         }
-        let stage = self
-            .0
-            .evicting(|slab, on_evict| slab.stage(meta.length, u64::MAX, on_evict))
-            .map_err(refused)?;
+        let stage = self.0.evicting(|slab, on_evict| slab.stage(meta.length, u64::MAX, on_evict)).map_err(refused)?;
         Ok(RamMiss {
             tier: self.clone(),
             key: key.clone(),
@@ -379,5 +376,91 @@ impl<C: Clock, E: EvictSink> MissHandler for RamMiss<C, E> {
             Outcome::TooLarge => Err(CacheError::Refused(Reason::TooLarge)),
             Outcome::NoRoom => Err(CacheError::Refused(Reason::NoRoom)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use engine::rt::sim::{Sim, SimClock};
+
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Left {
+        path: Vec<u8>,
+        version: Version,
+        client_flags: u32,
+        headers: Vec<u8>,
+    }
+
+    #[derive(Clone, Default)]
+    struct Seen(Rc<RefCell<Vec<Left>>>);
+
+    impl EvictSink for Seen {
+        fn leaving(&self, object: Leaving<'_>) {
+            assert_eq!(crc32fast::hash(object.body), object.checksum);
+            self.0.borrow_mut().push(Left {
+                path: object.path.into(),
+                version: object.version,
+                client_flags: object.client_flags,
+                headers: object.headers.into(),
+            });
+        }
+    }
+
+    fn tier(sim: &Sim, sink: Seen) -> RamTier<SimClock, Seen> {
+        RamTier::new(Config::new(1 << 20), sim.clock().clone(), VersionClock::new(1), sink).expect("memory")
+    }
+
+    fn key(name: &str) -> CacheKey {
+        CacheKey::new("n", name.as_bytes(), 0).expect("valid")
+    }
+
+    async fn put(tier: &RamTier<SimClock, Seen>, name: &str, body: &[u8], meta: CacheMeta) -> Stored {
+        let mut miss = tier.get_miss_handler(&key(name), meta, Precondition::None).await.expect("admitted");
+        miss.write_body(Bytes::copy_from_slice(body), true).await.expect("room");
+        miss.finish().await.expect("stored")
+    }
+
+    #[test]
+    fn what_leaves_is_shown_with_everything_a_lower_tier_needs() {
+        let sim = Sim::new(1);
+        let seen = Seen::default();
+        let tier = tier(&sim, seen.clone());
+        sim.block_on(async move {
+            let meta = CacheMeta { client_flags: 7, headers: Bytes::from_static(b"h: v"), ..CacheMeta::default() };
+            let stored = put(&tier, "first", &[1; 5000], meta.clone()).await;
+            let (found, mut hit) = tier.lookup(&key("first")).await.expect("answers").expect("there");
+            assert_eq!((found.version, found.client_flags, &found.headers[..]), (stored.version, 7, &b"h: v"[..]));
+            assert_eq!(hit.read_body().await.expect("in RAM").as_deref(), Some(&[1; 5000][..]));
+            drop(hit);
+            // A replaced version is not shown, an evicted one is.
+            put(&tier, "first", &[2; 5000], CacheMeta::default()).await;
+            let once = put(&tier, "once", &[4; 5000], meta).await;
+            for i in 0..400 {
+                put(&tier, &format!("fill {i}"), &[3; 5000], CacheMeta::default()).await;
+            }
+            let seen = seen.0.borrow();
+            assert!(seen.iter().all(|left| left.version != stored.version));
+            let left: Vec<_> = seen.iter().filter(|left| left.path == b"n/once").collect();
+            let whole =
+                Left { path: b"n/once".into(), version: once.version, client_flags: 7, headers: b"h: v".into() };
+            assert_eq!(left, [&whole]);
+        });
+    }
+
+    #[test]
+    fn an_expired_object_is_swept_without_being_looked_up() {
+        let sim = Sim::new(1);
+        let tier = tier(&sim, Seen::default());
+        let now_ms = sim.clock().wall_ms();
+        let swept = tier.clone();
+        sim.block_on(async move {
+            let meta = CacheMeta { expires_ms: Some(now_ms + 10), ..CacheMeta::default() };
+            put(&tier, "short", b"x", meta).await;
+        });
+        sim.clock().advance(std::time::Duration::from_millis(11));
+        let freed: u64 = (0..1000).map(|_| swept.sweep()).sum();
+        assert_eq!((freed, swept.stats().objects), (1, 0));
     }
 }

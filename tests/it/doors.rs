@@ -12,7 +12,8 @@ fn a_key_s_life_over_http() {
 
     let miss = c.get("/docs/a");
     assert_eq!((miss.status, miss.header("cache-status")), (404, "Strata; fwd=uri-miss; detail=not-found"));
-    let put = c.request("PUT", "/docs/a", &[("if-none-match", "*"), ("content-type", "text/plain")], &Body::Sized(b"one"));
+    let put =
+        c.request("PUT", "/docs/a", &[("if-none-match", "*"), ("content-type", "text/plain")], &Body::Sized(b"one"));
     assert_eq!(put.status, 201, "{put:?}");
     let etag = put.header("etag").to_owned();
     let get = c.get("/docs/a");
@@ -66,7 +67,10 @@ fn a_key_s_life_over_http() {
 fn objects_expire_by_strata_ttl_and_no_store_is_refused_in_a_cache() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"]);
-    assert_eq!(node.patch_policy(r#"{"namespaces": {"c": {"mode": "cache_only", "tiers": ["l0", "l2"]}}}"#).status, 200);
+    assert_eq!(
+        node.patch_policy(r#"{"namespaces": {"c": {"mode": "cache_only", "tiers": ["l0", "l2"]}}}"#).status,
+        200
+    );
     let mut client = node.client();
     for target in ["/durable/a", "/c/a"] {
         assert_eq!(client.request("PUT", target, &[("strata-ttl", "1")], &Body::Sized(b"x")).status, 201);
@@ -93,7 +97,13 @@ fn cache_only_overwrites_and_deletes_hold_after_kill_9() {
     let dir = tempfile::tempdir().unwrap();
     let settings = ["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"];
     let node = Node::start(dir.path(), &settings);
-    assert_eq!(node.patch_policy(r#"{"namespaces": {"c": {"mode": "cache_only", "tiers": ["l0", "l2"], "l2_fill": "on_write"}}}"#).status, 200);
+    assert_eq!(
+        node.patch_policy(
+            r#"{"namespaces": {"c": {"mode": "cache_only", "tiers": ["l0", "l2"], "l2_fill": "on_write"}}}"#
+        )
+        .status,
+        200
+    );
     let mut client = node.client();
     for i in 0..200 {
         assert_eq!(client.put(&format!("/c/{i}"), format!("old {i}").as_bytes()).status, 201);

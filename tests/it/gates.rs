@@ -77,7 +77,10 @@ fn namespaces_choose_their_tiers_and_count_apart() {
     let mut client = node.client();
 
     let small = client.put("/scratch/small", &[1; 100]);
-    assert_eq!(small.header("strata-stored"), "L0, L1=?0;reason=tier-off, L2=?0;reason=on-evict, L3=?0;reason=tier-off");
+    assert_eq!(
+        small.header("strata-stored"),
+        "L0, L1=?0;reason=tier-off, L2=?0;reason=on-evict, L3=?0;reason=tier-off"
+    );
     let large = client.put("/scratch/large", &[1; 5000]);
     assert_eq!(large.header("strata-stored"), "L0=?0;reason=gate, L1=?0;reason=tier-off, L2, L3=?0;reason=tier-off");
     assert_eq!(client.get("/scratch/large").tier(), "l2");

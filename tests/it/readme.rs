@@ -17,10 +17,10 @@ fn the_curl_examples_of_the_readme_work_as_written() {
     let blocks = readme.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
     for block in blocks.filter(|block| block.contains("curl ")) {
         // Only the ports differ: a test cannot claim the real ones.
-        let script = block
-            .replace("127.0.0.1:7800", &node.http.to_string())
-            .replace("127.0.0.1:7801", &node.admin.to_string());
-        let script = format!("set -euo pipefail\nshopt -s expand_aliases\nalias curl='curl --fail-with-body'\n{script}");
+        let script =
+            block.replace("127.0.0.1:7800", &node.http.to_string()).replace("127.0.0.1:7801", &node.admin.to_string());
+        let script =
+            format!("set -euo pipefail\nshopt -s expand_aliases\nalias curl='curl --fail-with-body'\n{script}");
         let output = Command::new("bash").arg("-c").arg(&script).current_dir(&work).output().unwrap();
         assert!(
             output.status.success(),

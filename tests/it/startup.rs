@@ -73,9 +73,19 @@ fn a_second_node_and_a_port_in_use_stop_with_a_clear_message() {
     for (flag, address) in [
         ("--http-listen", node.http.to_string()),
         ("--admin-listen", node.admin.to_string()),
-        ("--http-listen", TcpListener::bind("127.0.0.1:0").map(|l| { let a = l.local_addr().unwrap().to_string(); std::mem::forget(l); a }).unwrap()),
+        (
+            "--http-listen",
+            TcpListener::bind("127.0.0.1:0")
+                .map(|l| {
+                    let a = l.local_addr().unwrap().to_string();
+                    std::mem::forget(l);
+                    a
+                })
+                .unwrap(),
+        ),
     ] {
-        let ended = Node::try_start(other.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB", flag, &address]);
+        let ended =
+            Node::try_start(other.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB", flag, &address]);
         let ended = ended.err().unwrap_or_else(|| panic!("{flag} {address} is taken"));
         let setting = flag.trim_start_matches("--").replace('-', "_");
         assert!(ended.text.contains(&setting) && ended.text.contains(&address), "{}", ended.text);
@@ -99,7 +109,9 @@ fn a_damaged_or_newer_data_directory_is_refused_and_left_alone() {
     let damaged_index = vec![0xee; fs::metadata(index).unwrap().len() as usize];
     let mut newer_log = fs::read(log).unwrap();
     newer_log[..4096].fill(0xee);
-    for (path, bytes) in [(identity, newer.into_bytes()), (identity, b"{".to_vec()), (index, damaged_index), (log, newer_log)] {
+    for (path, bytes) in
+        [(identity, newer.into_bytes()), (identity, b"{".to_vec()), (index, damaged_index), (log, newer_log)]
+    {
         let sound = fs::read(path).unwrap();
         assert_ne!(sound, bytes, "{path:?}");
         fs::write(path, &bytes).unwrap();
