@@ -12,6 +12,8 @@ use crate::respond::{self, Refusal, refuse};
 
 /// Bytes of an unwanted body that are taken and thrown away before the connection is closed instead.
 const DISCARD_BYTES_MAX: usize = 8 << 20;
+/// And for how long: the answer waits for it.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Refuses a change that a page of another site makes a browser send (403): this door has no password by default,
 /// and a browser on the same machine reaches loopback. Clients that are not browsers send no `Origin`.
@@ -100,7 +102,7 @@ pub(crate) async fn read(body: &mut Incoming, bytes_max: usize, timeout: Duratio
 
 /// Takes what is left of a body nobody wants, within bounds, and says whether that was all of it. Closing a socket
 /// with bytes unread resets it, and the client may then never see the answer that told it why.
-pub(crate) async fn discard(body: &mut Incoming, timeout: Duration) -> bool {
+pub(crate) async fn discard(body: &mut Incoming) -> bool {
     let mut taken = 0;
     let discarding = async {
         while taken <= DISCARD_BYTES_MAX {
@@ -112,7 +114,7 @@ pub(crate) async fn discard(body: &mut Incoming, timeout: Duration) -> bool {
         }
         false
     };
-    tokio::time::timeout(timeout, discarding).await.unwrap_or(false)
+    tokio::time::timeout(DISCARD_TIMEOUT, discarding).await.unwrap_or(false)
 }
 
 /// The members of a JSON object.

@@ -169,7 +169,8 @@ fn schemas() -> Vec<Named> {
     collect::<PurgeReport>(&mut schemas);
     collect::<Problem>(&mut schemas);
     let policy = "A policy. The node defines its members; GET /v1/policy names them all. Sizes are integer bytes or \
-                  text such as \"2MiB\"; null is unlimited.";
+                  text such as \"2MiB\"; null or \"none\" is unlimited, \
+                  but null in a patch removes the member (RFC 7396), which puts it back to its default.";
     schemas.push(("Policy".to_owned(), ObjectBuilder::new().description(Some(policy)).into()));
     schemas
 }
@@ -221,7 +222,7 @@ fn stats() -> StatsView {
     let namespace = NamespaceView {
         mode: NamespaceMode::Durable,
         hits: counts(&[("l0", 900), ("l3", 60)]),
-        misses: counts(&[("absent", 40)]),
+        misses: counts(&[("not-found", 40)]),
         writes: 10,
         ..NamespaceView::default()
     };

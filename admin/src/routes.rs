@@ -136,7 +136,7 @@ pub(crate) static ROUTES: [Route; 12] = [
         method: Method::PATCH,
         path: "/v1/policy",
         id: "policy_patch",
-        summary: "Changes parts of the policy (RFC 7396); null puts a member back to its default",
+        summary: "Changes parts of the policy (RFC 7396): null puts a member back to its default, \"none\" lifts a limit",
         body: Some(BodyRule {
             content_types: POLICY_PATCH_TYPES,
             content: Content::PolicyPatch,
@@ -206,9 +206,9 @@ impl Door {
         let (parts, mut body) = request.into_parts();
         let mut reply = self.dispatch(&parts, &mut body).await;
         if !body.is_end_stream() {
-            // Asking for the rest would invite what `Expect` holds back.
-            let invited = !parts.headers.contains_key(header::EXPECT);
-            if !(invited && body::discard(&mut body, self.limits.body_timeout).await) {
+            // Asking for the rest would invite what `Expect` holds back, and a late body was waited for enough.
+            let wanted = !parts.headers.contains_key(header::EXPECT) && reply.status() != StatusCode::REQUEST_TIMEOUT;
+            if !(wanted && body::discard(&mut body).await) {
                 reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
         }

@@ -91,7 +91,7 @@ pub(crate) fn stats() -> StatsView {
         id,
         tiers: TiersView {
             l0: Some(tier(90, &[("gate", 4)])),
-            l2: Some(TierView { state: TierState::Poisoned, ..tier(20, &[("gate", 1), ("io_error", 2)]) }),
+            l2: Some(TierView { state: TierState::Poisoned, ..tier(20, &[("gate", 1), ("io", 2)]) }),
             ..TiersView::default()
         },
         connections: 3,
@@ -105,7 +105,7 @@ pub(crate) fn stats() -> StatsView {
             NamespaceView {
                 hits: reasons(&[("l0", 180), ("l2", 60)]),
                 // Ratios that a binary fraction holds exactly survive JSON.
-                misses: reasons(&[("absent", 76), ("expired", 3)]),
+                misses: reasons(&[("not-found", 76), ("expired", 3)]),
                 writes: 12,
                 bytes: Some(2000),
                 ..NamespaceView::default()
@@ -113,7 +113,11 @@ pub(crate) fn stats() -> StatsView {
         ),
         (
             "memcached".to_owned(),
-            NamespaceView { mode: NamespaceMode::CacheOnly, misses: reasons(&[("absent", 1)]), ..Default::default() },
+            NamespaceView {
+                mode: NamespaceMode::CacheOnly,
+                misses: reasons(&[("not-found", 1)]),
+                ..Default::default()
+            },
         ),
     ]);
     let latency = LatencyView {

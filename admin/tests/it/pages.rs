@@ -68,8 +68,8 @@ fn every_line_of_the_metrics_parses_and_belongs_to_a_family() {
     for (name, value) in [
         (r#"strata_hits_total{tier="l0",namespace="images"}"#, 180.0),
         (r#"strata_misses_total{reason="expired",namespace="images"}"#, 3.0),
-        (r#"strata_misses_total{reason="absent",namespace="memcached"}"#, 1.0),
-        (r#"strata_drops_total{tier="l2",reason="io_error"}"#, 4.0),
+        (r#"strata_misses_total{reason="not-found",namespace="memcached"}"#, 1.0),
+        (r#"strata_drops_total{tier="l2",reason="io"}"#, 4.0),
         (r#"strata_tier_hits_total{tier="l2"}"#, 40.0),
         (r#"strata_tier_bytes{tier="l0"}"#, 2000.0),
         (r#"strata_tier_capacity_bytes{tier="l0"}"#, 8000.0),

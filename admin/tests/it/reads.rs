@@ -48,7 +48,7 @@ fn stats_arrive_whole() {
     let reply = door.get("/v1/stats");
     assert_eq!(view::<StatsView>(&reply), stats());
     let json = reply.json();
-    assert_eq!(json["shards"][1]["tiers"]["l2"]["drops"]["io_error"], 2);
+    assert_eq!(json["shards"][1]["tiers"]["l2"]["drops"]["io"], 2);
     assert_eq!(json["totals"]["tiers"]["l0"]["hits"], 180);
     assert_eq!(json["namespaces"]["memcached"]["mode"], "cache_only");
     assert_eq!(json["latency"][0]["p999_us"], 1500);
