@@ -8,6 +8,7 @@
 //! - [`config`]: every knob. [`datadir`]: who owns the data directory.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them.
 //! - [`protocol`]: what requests mean on the wire.
+//! - [`tokio_rt`]: the scheduler of the executor threads.
 
 pub mod cache;
 pub mod config;
@@ -18,4 +19,5 @@ pub mod policy;
 pub mod protocol;
 pub mod reason;
 pub mod storage;
+pub mod tokio_rt;
 pub mod version;

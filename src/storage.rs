@@ -1,8 +1,9 @@
 //! The tiers, and what stands behind them.
 //!
 //! `traits` are the contracts of durable storage; `durable` makes a tier of any two that keep them. `memory` holds
-//! the models and doubles.
+//! the models and doubles. `bridge` carries any `Storage` across threads.
 
+pub mod bridge;
 pub mod memory;
 pub mod ram;
 pub mod traits;

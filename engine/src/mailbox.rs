@@ -294,6 +294,8 @@ impl<T: Send> Sender<T> {
 struct Slot<T> {
     value: Option<T>,
     waker: Option<Waker>,
+    /// Of the answering end, which waits for the other to leave.
+    leave_waker: Option<Waker>,
     sender_gone: bool,
     receiver_gone: bool,
 }
@@ -301,7 +303,13 @@ struct Slot<T> {
 /// Makes the reserved room for one reply.
 #[must_use]
 pub fn oneshot<T: Send>() -> (Reply<T>, Answer<T>) {
-    let slot = Arc::new(Mutex::new(Slot { value: None, waker: None, sender_gone: false, receiver_gone: false }));
+    let slot = Arc::new(Mutex::new(Slot {
+        value: None,
+        waker: None,
+        leave_waker: None,
+        sender_gone: false,
+        receiver_gone: false,
+    }));
     (Reply { slot: slot.clone() }, Answer { slot })
 }
 
@@ -329,6 +337,19 @@ impl<T: Send> Reply<T> {
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner).receiver_gone
+    }
+
+    /// Completes when nobody waits for this answer any more: work for it can be given up. One waiter at a time.
+    pub async fn closed(&self) {
+        poll_fn(|cx| {
+            let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+            if slot.receiver_gone {
+                return Poll::Ready(());
+            }
+            slot.leave_waker = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 }
 
@@ -375,7 +396,15 @@ impl<T: Send> Answer<T> {
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner).receiver_gone = true;
+        // A value that was sent and never taken may hold a `Reply` of its own: it is dropped outside the lock.
+        let (waker, _untaken) = {
+            let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.receiver_gone = true;
+            (slot.leave_waker.take(), slot.value.take())
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -643,6 +672,20 @@ mod tests {
         let (reply, answer) = oneshot::<u8>();
         drop(answer);
         assert_eq!(reply.send(7), Err(Closed(7)));
+    }
+
+    #[test]
+    fn an_answer_that_is_given_up_tells_who_works_for_it() {
+        let (reply, answer) = oneshot::<u8>();
+        let thread = std::thread::spawn(move || futures_lite::future::block_on(reply.closed()));
+        drop(answer);
+        thread.join().expect("the waiter does not panic");
+        // A value sent just before is dropped with the answer, not with the reply.
+        let value = Arc::new(());
+        let (reply, answer) = oneshot();
+        assert!(reply.send(value.clone()).is_ok());
+        drop(answer);
+        assert_eq!(Arc::strong_count(&value), 1);
     }
 
     #[test]

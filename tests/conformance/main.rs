@@ -1,0 +1,8 @@
+//! One suite over every `Storage`, every `BlobStore` and every `IndexStore`, doubles included; and beside it the
+//! tests of what only real stores have: crashes, damage, full disks, formats.
+
+mod bridge;
+mod memory;
+mod storage;
+mod stores;
+mod support;
