@@ -109,5 +109,5 @@ fn gone() -> CacheError {
 
 /// The other thread is gone, and what was asked may have happened.
 fn in_doubt() -> CacheError {
-    CacheError::OutcomeUnknown { cause: None }
+    CacheError::OutcomeUnknown { base: None, cause: None }
 }
