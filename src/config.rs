@@ -18,7 +18,10 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 pub use self::{
     machine::{Disk, Machine, disk},
-    memory::{BASE_BYTES, CONNECTION_BYTES, L0_SHARD_BYTES_MIN, L2_INDEX_OBJECT_BYTES, MemoryPlan, SHARD_BASE_BYTES},
+    memory::{
+        BASE_BYTES, CONNECTION_BYTES, L0_SHARD_BYTES_MIN, L2_INDEX_OBJECT_BYTES, L2_IO_BYTES, MemoryPlan,
+        SHARD_BASE_BYTES,
+    },
     print::{SettingValue, docs_table},
     source::{FILE_VARIABLE, Sources},
     table::Origin,
@@ -29,10 +32,10 @@ use self::{
     table::{Sourced, Values},
     value::{Auto, Bytes, Count, Kind, Paths},
 };
-use crate::{policy::Policy, storage::traits::INLINE_BYTES_MAX};
+use crate::{human, policy::Policy, storage::traits::INLINE_BYTES_MAX};
 
 /// Most shards of a node.
-pub const SHARDS_MAX: u64 = 256;
+pub const SHARDS_MAX: u64 = engine::shard::SHARDS_MAX as u64;
 
 /// Least flash of one shard, in bytes: below it the log is all edges.
 pub const L2_SHARD_BYTES_MIN: u64 = 4 << 20;
@@ -44,6 +47,12 @@ pub const L2_SEGMENTS_MIN: u64 = 4;
 const L2_BYTES_DEFAULT_MAX: u64 = 10 << 30;
 
 const MIB: u64 = 1 << 20;
+
+/// Files that a node of `shards` shards has open besides connections, at most.
+#[must_use]
+pub fn files_base(shards: u64) -> u64 {
+    256 + 32 * shards
+}
 
 /// What is wrong with the settings: one line each, with file and line, variable or flag.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -176,7 +185,7 @@ impl Config {
         let mut values = joined.values;
         let mut checks = Checks { problems: Vec::new(), warnings: joined.warnings };
         resolve(&mut values, machine);
-        let memory = MemoryPlan::new(&demand(&values));
+        let memory = MemoryPlan::new(&demand(&values, machine));
         checks.all(&values, &memory, machine);
         if !checks.problems.is_empty() {
             return Err(ConfigError { problems: checks.problems });
@@ -197,6 +206,8 @@ impl Config {
             cpus: 2,
             memory_bytes: 1 << 30,
             memory_note: "assumed by the test".into(),
+            memlock: Some(8 << 20),
+            nofile: None,
             disk: |_| Some(Disk { total: 64 << 30, free: 64 << 30 }),
             l2_bytes_before: |_| None,
         };
@@ -219,12 +230,24 @@ fn resolve(values: &mut Values, machine: &Machine) {
     let memory_max = given(&values.memory_max).0;
 
     values.index_cache_bytes.resolve(Bytes((memory_max / 32 / MIB * MIB).clamp(4 * MIB, 256 * MIB)), "memory_max / 32");
-    let connections = memory_max / 16 / CONNECTION_BYTES / shards;
-    values.connections_max.resolve(Count(connections.clamp(64, 16384)), "memory_max / 16");
-    values.inflight_bytes.resolve(Bytes((memory_max / 8 / MIB * MIB).max(8 * MIB)), "memory_max / 8");
+    let by_memory = memory_max / 16 / CONNECTION_BYTES / shards;
+    let files = machine.nofile.unwrap_or(u64::MAX).saturating_sub(files_base(shards));
+    let connections = by_memory.min(files / shards).clamp(64, 16384);
+    let note = if files / shards < by_memory { "by RLIMIT_NOFILE" } else { "memory_max / 16" };
+    values.connections_max.resolve(Count(connections), note);
+    let most = (512 * MIB).max(16 * MIB * shards);
+    let inflight = (memory_max / 8 / MIB * MIB).clamp(8 * MIB, most);
+    values.inflight_bytes.resolve(Bytes(inflight), format!("memory_max / 8, at most {}", human::bytes(most)));
 
-    let (l2_bytes, note) = l2_bytes_default(values, machine, memory_max, shards);
-    values.l2_bytes.resolve(Bytes(l2_bytes), note);
+    if values.l2_bytes.value.0.is_none() {
+        let (l2_bytes, note) = l2_bytes_default(values, machine, memory_max, shards);
+        values.l2_bytes.resolve(Bytes(l2_bytes), note);
+        // A small machine serves from RAM and disk rather than not at all.
+        if l2_bytes > 0 && !MemoryPlan::new(&demand(values, machine)).fits() {
+            values.l2_bytes.value.0 = Some(Bytes(0));
+            values.l2_bytes.origin = Origin::Default("off: memory_max is too small for it".into());
+        }
+    }
     let paths = Paths(vec![values.data_dir.value.join("l2")]);
     values.l2_paths.resolve(paths, "in data_dir");
     let share = given(&values.l2_bytes).0 / shards / 16;
@@ -257,10 +280,13 @@ fn l2_bytes_default(values: &Values, machine: &Machine, memory_max: u64, shards:
     if bytes / shards < 4 * L2_SHARD_BYTES_MIN { (0, "off: too little free disk") } else { (bytes, note) }
 }
 
-fn demand(values: &Values) -> Demand {
+fn demand(values: &Values, machine: &Machine) -> Demand {
+    let shards = given(&values.shards).0;
+    let registered = engine::shard::io_memory(machine.memlock, usize::try_from(shards).unwrap_or(usize::MAX));
     Demand {
         memory_max: given(&values.memory_max).0,
-        shards: given(&values.shards).0,
+        shards,
+        registered_bytes_per_shard: registered as u64,
         index_cache: given(&values.index_cache_bytes).0,
         connections_max_per_shard: given(&values.connections_max).0,
         inflight_bytes: given(&values.inflight_bytes).0,
@@ -283,6 +309,10 @@ impl Checks {
         self.flash(values);
         self.durable(values);
         self.memory(values, memory, machine);
+        let (l2_bytes, origin) = (given(&values.l2_bytes).0, &values.l2_bytes.origin);
+        if let (0, Origin::Default(note)) = (l2_bytes, origin) {
+            self.warnings.push(format!("there is no flash tier ({note}); set l2_bytes, or l2_bytes = 0 to agree"));
+        }
     }
 
     fn require(&mut self, holds: bool, name: &str, origin: &Origin, message: impl Into<String>) {
@@ -337,8 +367,8 @@ impl Checks {
             "an object takes at least 64B on flash",
         );
         let origin = &values.segment_bytes.origin;
-        let is_segment = segment.is_power_of_two() && (256 << 10..=1 << 30).contains(&segment);
-        self.require(is_segment, "l2.segment_bytes", origin, "a segment is a power of two, 256KiB to 1GiB");
+        let is_segment = segment.is_power_of_two() && (64 << 10..=256 << 20).contains(&segment);
+        self.require(is_segment, "l2.segment_bytes", origin, "a segment is a power of two, 64KiB to 256MiB");
         self.require(
             !values.flush_interval.value.0.is_zero(),
             "l2.flush_interval",

@@ -217,11 +217,29 @@ pub fn l2_bytes_before(data_dir: &Path) -> Option<u64> {
     Some(identity.l2_bytes).filter(|bytes| *bytes > 0)
 }
 
+/// Whether `data_dir` exists, and could be opened as far as can be told without changing anything.
+///
+/// # Errors
+/// As [`DataDir::open`] would give.
+pub fn inspect(data_dir: &Path) -> Result<bool, DataDirError> {
+    match fs::metadata(data_dir) {
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(DataDirError::io("read", data_dir)(e)),
+    }
+    check_ours(data_dir)?;
+    if let Some(pid) = holder(data_dir)? {
+        return Err(DataDirError::Locked { dir: data_dir.into(), pid });
+    }
+    read_json::<Identity>(&data_dir.join(IDENTITY))?;
+    Ok(true)
+}
+
 /// The process that holds `data_dir`, if one does: `Some(None)` when it does not say which. Changes nothing.
 ///
 /// # Errors
 /// The lock file is there and cannot be opened.
-pub fn holder(data_dir: &Path) -> Result<Option<Option<u32>>, DataDirError> {
+fn holder(data_dir: &Path) -> Result<Option<Option<u32>>, DataDirError> {
     let path = data_dir.join(LOCK);
     match File::open(&path) {
         Ok(file) if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() => Ok(None),

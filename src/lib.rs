@@ -5,14 +5,17 @@
 //! - [`reason`]: why something was not done; [`cache`]: what a tier is; [`version`]: the order of writes.
 //! - [`policy`]: what is kept where. [`human`]: how people write sizes and durations.
 //! - [`namespace`]: which namespaces exist, and what is counted for each.
-//! - [`config`]: every knob. [`datadir`]: who owns the data directory.
+//! - [`config`]: every knob. [`datadir`]: who owns the data directory. [`doctor`]: whether the machine is fit.
+//!   [`cli`]: flags and subcommands.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them.
 //! - [`protocol`]: what requests mean on the wire.
 //! - [`tokio_rt`]: the scheduler of the executor threads.
 
 pub mod cache;
+pub mod cli;
 pub mod config;
 pub mod datadir;
+pub mod doctor;
 pub mod human;
 pub mod namespace;
 pub mod policy;

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::process::{Resource, getrlimit};
+
 /// The memory assumed when nothing says how much there is, in bytes.
 const MEMORY_BYTES_UNKNOWN: u64 = 1 << 30;
 
@@ -32,6 +34,10 @@ pub struct Machine {
     pub memory_bytes: u64,
     /// Where that number is from, for people.
     pub memory_note: String,
+    /// Memory that the process may lock, in bytes; `None`: unlimited.
+    pub memlock: Option<u64>,
+    /// Files that the process may open once it has raised its soft limit; `None`: unlimited.
+    pub nofile: Option<u64>,
     /// The file system that holds a path, which need not exist yet.
     pub disk: fn(&Path) -> Option<Disk>,
     /// `l2_bytes` of the last run in a data directory, if it used flash.
@@ -43,12 +49,12 @@ impl Machine {
     #[must_use]
     pub fn probe() -> Self {
         let (memory_bytes, memory_note) = memory(Path::new("/"));
-        Self { cpus: cpus(), memory_bytes, memory_note, disk, l2_bytes_before: crate::datadir::l2_bytes_before }
+        let cpus = engine::shard::allowed_cpus().map_or(1, |cpus| cpus.len().max(1) as u64);
+        let memlock = getrlimit(Resource::Memlock).current;
+        let nofile = getrlimit(Resource::Nofile).maximum;
+        let l2_bytes_before = crate::datadir::l2_bytes_before;
+        Self { cpus, memory_bytes, memory_note, memlock, nofile, disk, l2_bytes_before }
     }
-}
-
-fn cpus() -> u64 {
-    rustix::thread::sched_getaffinity(None).map_or(1, |set| u64::from(set.count()).max(1))
 }
 
 /// The file system that holds `path` or its nearest ancestor that exists.

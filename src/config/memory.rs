@@ -19,6 +19,9 @@ pub const CONNECTION_BYTES: u64 = 16 << 10;
 /// RAM of the flash index for one object, in bytes.
 pub const L2_INDEX_OBJECT_BYTES: u64 = 16;
 
+/// Pages read and written on flash, kept for reuse or in flight, per shard, in bytes.
+pub const L2_IO_BYTES: u64 = 8 << 20;
+
 /// The least that is worth calling L0, per shard, in bytes.
 pub const L0_SHARD_BYTES_MIN: u64 = 4 << 20;
 
@@ -33,6 +36,8 @@ pub struct MemoryPlan {
     pub connections_max_per_shard: u64,
     /// The process itself, shards' threads included.
     pub base: u64,
+    /// Buffers that one shard's executor registers with the kernel, by RLIMIT_MEMLOCK.
+    pub registered_per_shard: u64,
     /// Pages of the embedded index (redb).
     pub index_cache: u64,
     /// Buffers of one shard's connections.
@@ -41,6 +46,8 @@ pub struct MemoryPlan {
     pub inflight_bytes_per_shard: u64,
     /// What is not on flash yet, one shard.
     pub l2_write_buffer_per_shard: u64,
+    /// Pages on their way from and to flash, one shard.
+    pub l2_io_bytes_per_shard: u64,
     /// The flash index of one shard.
     pub l2_index_bytes_per_shard: u64,
     /// What is left for L0 of one shard: arena and its metadata. 0 when nothing is.
@@ -52,6 +59,7 @@ pub struct MemoryPlan {
 pub(super) struct Demand {
     pub(super) memory_max: u64,
     pub(super) shards: u64,
+    pub(super) registered_bytes_per_shard: u64,
     pub(super) index_cache: u64,
     pub(super) connections_max_per_shard: u64,
     pub(super) inflight_bytes: u64,
@@ -69,10 +77,12 @@ impl MemoryPlan {
             shards,
             connections_max_per_shard: demand.connections_max_per_shard,
             base: BASE_BYTES.saturating_add(SHARD_BASE_BYTES.saturating_mul(shards)),
+            registered_per_shard: demand.registered_bytes_per_shard,
             index_cache: demand.index_cache,
             connections_per_shard: demand.connections_max_per_shard.saturating_mul(CONNECTION_BYTES),
             inflight_bytes_per_shard: per_shard(demand.inflight_bytes),
             l2_write_buffer_per_shard: if demand.l2_bytes == 0 { 0 } else { demand.write_buffer_bytes_per_shard },
+            l2_io_bytes_per_shard: if demand.l2_bytes == 0 { 0 } else { L2_IO_BYTES },
             l2_index_bytes_per_shard: per_shard(index_bytes(demand.l2_bytes, demand.object_bytes_mean)),
             l0_bytes_per_shard: 0,
         };
@@ -84,9 +94,11 @@ impl MemoryPlan {
     #[must_use]
     pub fn reserved(&self) -> u64 {
         let per_shard = [
+            self.registered_per_shard,
             self.connections_per_shard,
             self.inflight_bytes_per_shard,
             self.l2_write_buffer_per_shard,
+            self.l2_io_bytes_per_shard,
             self.l2_index_bytes_per_shard,
         ];
         let shards = per_shard.iter().fold(0u64, |sum, part| sum.saturating_add(part.saturating_mul(self.shards)));
@@ -115,16 +127,18 @@ pub(super) fn index_bytes(l2_bytes: u64, object_bytes_mean: u64) -> u64 {
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shards = self.shards;
+        writeln!(f, "  {:<24}{:>10}", "memory_max", about_bytes(self.memory_max))?;
         let mut row =
             |what: &str, bytes: u64, from: &str| writeln!(f, "  {what:<24}{:>10}  {from}", about_bytes(bytes));
         let each = |part: u64| part.saturating_mul(shards);
-        row("memory_max", self.memory_max, "")?;
         row("- process and threads", self.base, &format!("{shards} shards"))?;
+        row("- registered buffers", each(self.registered_per_shard), "by RLIMIT_MEMLOCK")?;
         row("- index pages", self.index_cache, "l3.index_cache_bytes")?;
         let connections = format!("{shards} x {} limits.connections_max", self.connections_max_per_shard);
         row("- connections", each(self.connections_per_shard), &connections)?;
         row("- bodies in flight", each(self.inflight_bytes_per_shard), "limits.inflight_bytes")?;
         row("- flash write buffers", each(self.l2_write_buffer_per_shard), "l2.write_buffer_bytes")?;
+        row("- flash pages in flight", each(self.l2_io_bytes_per_shard), "none with l2_bytes = 0")?;
         row("- flash index", each(self.l2_index_bytes_per_shard), "16 B x l2_bytes / l2.object_bytes_mean")?;
         let left = self.memory_max.saturating_sub(self.reserved());
         let least = about_bytes(L0_SHARD_BYTES_MIN.saturating_mul(shards));
@@ -139,6 +153,7 @@ mod tests {
     const DEMAND: Demand = Demand {
         memory_max: 1 << 30,
         shards: 4,
+        registered_bytes_per_shard: 1 << 20,
         index_cache: 32 << 20,
         connections_max_per_shard: 1024,
         inflight_bytes: 128 << 20,

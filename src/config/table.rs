@@ -139,7 +139,7 @@ settings! {
     shards, "shards", Auto<Count>, "auto", Some("2"),
         "Shards, one thread each. `auto`: the CPUs the process may use. Another number than in the last run drops what \
          is on flash.";
-    memory_max, "memory_max", Auto<Bytes>, "auto", Some("64MiB"),
+    memory_max, "memory_max", Auto<Bytes>, "auto", Some("80MiB"),
         "All memory of the process. Indexes, buffers and bodies in flight come off it, L0 gets the rest. `auto`: half \
          of what the cgroup or the machine allows.";
     l2_bytes, "l2_bytes", Auto<Bytes>, "auto", Some("32MiB"),
@@ -171,11 +171,12 @@ settings! {
     log_level, "log_level", LogLevel, "info", None,
         "What is logged: this and everything graver.";
     connections_max, "limits.connections_max", Auto<Count>, "auto", Some("64"),
-        "Connections of one shard. `auto`: what a sixteenth of `memory_max` has room for, 64 to 16384.";
+        "Connections of one shard. `auto`: what a sixteenth of `memory_max` and RLIMIT_NOFILE have room for, 64 to 16384.";
     body_window_bytes, "limits.body_window_bytes", Bytes, "1MiB", Some("64KiB"),
         "Bytes of one body in flight between its sender and its receiver.";
     inflight_bytes, "limits.inflight_bytes", Auto<Bytes>, "auto", Some("8MiB"),
-        "Bytes of all bodies in flight, whole node. `auto`: an eighth of `memory_max`.";
+        "Bytes of all bodies in flight, whole node. `auto`: an eighth of `memory_max`, at most 512MiB, or 16MiB a shard if \
+         that is more.";
     stop_grace, "limits.stop_grace", Span, "30s", Some("5s"),
         "How long a stop waits for requests in flight.";
     object_bytes_mean, "l2.object_bytes_mean", Bytes, "4KiB", Some("1KiB"),

@@ -6,6 +6,8 @@ const MACHINE: Machine = Machine {
     cpus: 4,
     memory_bytes: 8 << 30,
     memory_note: String::new(),
+    memlock: Some(8 << 20),
+    nofile: None,
     disk: |_| Some(Disk { total: 500 << 30, free: 50 << 30 }),
     l2_bytes_before: |_| None,
 };
@@ -56,12 +58,20 @@ fn the_default_of_l2_bytes() {
     }
     let again = Machine { l2_bytes_before: |_| Some(3 << 30), ..MACHINE };
     assert_eq!(l2(&again), (3 << 30, "default: as in the last run".into()));
-    let small = Machine { memory_bytes: 256 << 20, ..MACHINE };
+    let small = Machine { cpus: 1, memory_bytes: 256 << 20, ..MACHINE };
     assert_eq!(l2(&small).1, "default: as much as an index of memory_max / 8 can hold");
 }
 
 #[test]
 fn small_machines_start_with_their_defaults() {
+    let machine = Machine { cpus: 4, memory_bytes: 256 << 20, ..MACHINE };
+    let config = Config::load(&Sources::default(), &machine).expect("without flash");
+    assert_eq!((config.l2.bytes, config.memory.fits()), (0, true));
+    assert!(
+        config.warnings[0].contains("no flash tier (off: memory_max is too small for it)"),
+        "{:?}",
+        config.warnings
+    );
     for (cpus, mib) in [(1, 256), (2, 512), (4, 1024), (64, 4096), (256, 32768)] {
         let machine = Machine { cpus, memory_bytes: mib << 20, ..MACHINE };
         let config = Config::load(&Sources::default(), &machine).unwrap_or_else(|e| panic!("{cpus} {mib}: {e}"));
@@ -72,11 +82,21 @@ fn small_machines_start_with_their_defaults() {
 #[test]
 fn the_tiny_profile_is_consistent() {
     let config = Config::tiny(&[("shards", "1")]).expect("valid");
-    assert_eq!((config.profile, config.shards, config.memory.memory_max), (Profile::Tiny, 1, 64 << 20));
+    assert_eq!((config.profile, config.shards, config.memory.memory_max), (Profile::Tiny, 1, 80 << 20));
     assert!(config.l2.bytes_per_shard(1) / config.l2.segment_bytes >= L2_SEGMENTS_MIN);
     let config = Config::tiny(&[]).expect("valid");
     assert_eq!(config.policy.to_json()["l0_max"], 64 << 10);
     assert!(config.l2.bytes_per_shard(2) >= 8 * config.l2.segment_bytes);
+}
+
+#[test]
+fn connections_fit_memory_and_files() {
+    for (nofile, connections) in
+        [(None, 4096), (Some(1 << 20), 4096), (Some(10_000), 2404), (Some(1024), 160), (Some(9), 64)]
+    {
+        let config = Config::load(&Sources::default(), &Machine { nofile, ..MACHINE }).expect("valid");
+        assert_eq!(config.limits.connections_max_per_shard, connections, "{nofile:?}");
+    }
 }
 
 #[test]
@@ -108,8 +128,8 @@ fn doors_stay_on_loopback_unless_allowed() {
 #[test]
 fn relations_name_their_settings() {
     for (settings, wanted) in [
-        (&[("shards", "0")][..], "shards: 0 shards; 1 to 256"),
-        (&[("shards", "257")], "shards: 257 shards"),
+        (&[("shards", "0")][..], "shards: 0 shards; 1 to 1024"),
+        (&[("shards", "1025")], "shards: 1025 shards"),
         (&[("l2_bytes", "1MiB")], "l2_bytes: \"1MiB\" is too little for 4 shards"),
         (&[("l2_bytes", "512MiB"), ("l2.segment_bytes", "64MiB")], "at least \"1GiB\""),
         (&[("l2.segment_bytes", "3MiB")], "l2.segment_bytes: a segment is a power of two"),
