@@ -8,7 +8,7 @@
 //! - [`config`]: every knob. [`datadir`]: who owns the data directory. [`doctor`]: whether the machine is fit.
 //!   [`cli`]: flags and subcommands.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them.
-//! - [`protocol`]: what requests mean on the wire.
+//! - [`protocol`]: what requests mean on the wire. [`server`]: the doors that answer them.
 //! - [`tokio_rt`]: the scheduler of the executor threads.
 
 pub mod cache;
@@ -21,6 +21,7 @@ pub mod namespace;
 pub mod policy;
 pub mod protocol;
 pub mod reason;
+pub mod server;
 pub mod storage;
 pub mod tokio_rt;
 pub mod version;

@@ -65,7 +65,7 @@ impl Object {
             Some(modified_s) => modified_s,
             None => {
                 let modified_s = meta.created_ms / 1000;
-                headers.extend(http_date(modified_s).map(|date| (LAST_MODIFIED, date)));
+                headers.insert(LAST_MODIFIED, http_date(modified_s));
                 modified_s
             }
         };
@@ -146,11 +146,13 @@ pub fn version_etag(version: Version) -> HeaderValue {
     text(format!("\"{version}\""))
 }
 
-fn http_date(seconds: u64) -> Option<HeaderValue> {
+/// `seconds` since the Unix epoch, as an HTTP date.
+#[must_use]
+pub fn http_date(seconds: u64) -> HeaderValue {
     /// 9999-12-31T23:59:59Z: the last second an HTTP date can name.
     const SECONDS_MAX: u64 = 253_402_300_799;
     let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds.min(SECONDS_MAX));
-    HeaderValue::from_str(&httpdate::fmt_http_date(at)).ok()
+    text(httpdate::fmt_http_date(at))
 }
 
 fn text(value: String) -> HeaderValue {

@@ -25,6 +25,9 @@ pub fn key(path_and_query: &str, seed: u64) -> Result<CacheKey, Refusal> {
     let path = normalise(rest.as_bytes()).ok_or_else(|| {
         bad("the target holds a broken percent-encoding or a control character; write % itself as %25")
     })?;
+    if !path.contains(&b'/') {
+        return Err(bad("the target must be /{namespace}/{key}, and there is no key"));
+    }
     CacheKey::from_path(path, seed).map_err(|error| match error {
         KeyError::TooLong => Refusal::new(Fault::KeyTooLong, Reason::BadKey, error.to_string()),
         KeyError::Namespace | KeyError::Empty => bad(format!("the target must be /{{namespace}}/{{key}}: {error}")),

@@ -1,0 +1,6 @@
+//! The door as a client meets it, over a simulated socket and clock: transcripts, hostile clients, limits.
+
+mod limits;
+mod transcripts;
+mod whole_or_error;
+mod world;
