@@ -127,8 +127,8 @@ pub struct DataDir {
     path: PathBuf,
     identity: Identity,
     fresh: bool,
-    /// Held for its lock.
-    _lock: File,
+    /// Held for their locks: the directory's, and those of claimed folders.
+    locks: Vec<File>,
 }
 
 impl DataDir {
@@ -159,13 +159,27 @@ impl DataDir {
         if identity.shards == 0 {
             return Err(DataDirError::Unusable { file, reason: "it says that the last run had no shards".into() });
         }
-        let claimed = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-        claimed.map_err(DataDirError::io("write", path.join(LOCK)))?;
-        let dir = Self { path: path.into(), identity, fresh, _lock: lock };
+        sign(&mut lock, path)?;
+        let dir = Self { path: path.into(), identity, fresh, locks: vec![lock] };
         if fresh {
             dir.write_identity()?;
         }
         Ok(dir)
+    }
+
+    /// Takes possession of further folders, making them if they are not there: flash files may live outside of the
+    /// directory, where another node's settings may point, too.
+    ///
+    /// # Errors
+    /// Another node has one of them, or the system refuses.
+    pub fn claim(&mut self, folders: &[PathBuf]) -> Result<(), DataDirError> {
+        for folder in folders {
+            fs::create_dir_all(folder).map_err(DataDirError::io("create", folder))?;
+            let mut lock = lock(folder)?;
+            sign(&mut lock, folder)?;
+            self.locks.push(lock);
+        }
+        Ok(())
     }
 
     /// The directory.
@@ -278,6 +292,12 @@ fn lock(path: &Path) -> Result<File, DataDirError> {
     }
 }
 
+/// Writes this process's id into a lock it holds.
+fn sign(lock: &mut File, folder: &Path) -> Result<(), DataDirError> {
+    let signed = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    signed.map_err(DataDirError::io("write", folder.join(LOCK)))
+}
+
 fn pid_in(lock: &mut File) -> Option<u32> {
     let mut text = String::new();
     lock.take(32).read_to_string(&mut text).ok()?;
@@ -372,6 +392,19 @@ mod tests {
         drop(first);
         assert_eq!(holder(folder.path()).expect("readable"), None);
         open(folder.path()).expect("free again");
+    }
+
+    #[test]
+    fn two_nodes_do_not_share_a_flash_folder() {
+        let folder = folder();
+        let flash = [folder.path().join("disk1/l2"), folder.path().join("disk2/l2")];
+        let mut one = open(&folder.path().join("one")).expect("made");
+        one.claim(&flash).expect("free");
+        let mut two = open(&folder.path().join("two")).expect("made");
+        let message = two.claim(&flash[1..]).expect_err("taken").to_string();
+        assert!(message.contains("disk2/l2 is in use by process"), "{message}");
+        drop(one);
+        two.claim(&flash).expect("free again");
     }
 
     #[test]
