@@ -4,6 +4,7 @@
 //! the models and doubles. `bridge` carries any `Storage` across threads.
 
 pub mod bridge;
+pub mod durable;
 pub mod memory;
 pub mod ram;
 pub mod traits;

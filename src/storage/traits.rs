@@ -313,6 +313,13 @@ pub trait IndexStore {
         limit: usize,
     ) -> Result<Option<(Vec<Change>, Cursor)>, StoreError>;
 
+    /// The highest version any entry or purge record ever had here, forgotten ones included; [`Version::NONE`] at
+    /// first. A clock that was shown it makes only newer ones, whatever happened to the wall clock since.
+    ///
+    /// # Errors
+    /// The store failed.
+    async fn newest(&self) -> Result<Version, StoreError>;
+
     /// Adds a purge record; one of the same scope is raised to the higher version. `false`: full
     /// ([`PURGE_RECORDS_MAX`]), nothing changed.
     ///

@@ -2,6 +2,7 @@
 //! tests of what only real stores have: crashes, damage, full disks, formats.
 
 mod bridge;
+mod durable;
 mod memory;
 mod storage;
 mod stores;

@@ -181,7 +181,23 @@ pub(crate) async fn index_suite<I: IndexStore>(make: impl AsyncFn() -> I) {
     manifests_of_all_kinds_come_back(&make().await).await;
     scans_page_through_all(&make().await).await;
     changes_are_told_in_order(&make().await).await;
+    the_newest_version_is_never_forgotten(&make().await).await;
     purge_records_are_kept_raised_and_bounded(&make().await).await;
+}
+
+async fn the_newest_version_is_never_forgotten<I: IndexStore>(index: &I) {
+    let newest = async || index.newest().await.expect("an answer");
+    assert_eq!(newest().await, Version::NONE);
+    index.put_new(manifest("a", 8)).await.expect("an answer");
+    index.put_new(manifest("b", 5)).await.expect("an answer");
+    assert_eq!(newest().await, Version(8));
+    index.cas_update(Version(8), manifest("a", 9)).await.expect("an answer");
+    index.delete(b"ns/a", Version(9)).await.expect("an answer");
+    assert_eq!(newest().await, Version(9));
+    let record = PurgeRecord { scope: PurgeScope::All, version: Version(12) };
+    index.put_purge(record.clone()).await.expect("an answer");
+    index.retire_purge(&record).await.expect("an answer");
+    assert_eq!(newest().await, Version(12));
 }
 
 async fn entries_change_by_compare_and_swap<I: IndexStore>(index: &I) {

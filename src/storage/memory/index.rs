@@ -44,7 +44,7 @@ pub enum IndexOp {
     Changes,
     /// [`IndexStore::put_purge`] and [`IndexStore::retire_purge`].
     PutPurge,
-    /// [`IndexStore::purges`].
+    /// [`IndexStore::purges`] and [`IndexStore::newest`].
     Purges,
 }
 
@@ -60,6 +60,7 @@ struct State {
     changes: VecDeque<(u64, Change)>,
     changed: u64,
     purges: BTreeMap<PurgeScope, Version>,
+    newest: Version,
 }
 
 impl State {
@@ -82,6 +83,7 @@ impl State {
             return Swap::Conflict(current);
         }
         self.note(manifest.path.clone(), manifest.version, manifest.body != Body::Tombstone);
+        self.newest = self.newest.max(manifest.version);
         self.entries.insert(manifest.path.clone(), manifest);
         Swap::Done
     }
@@ -196,11 +198,17 @@ impl<R: Rt> IndexStore for InMemoryIndexStore<R> {
         )))
     }
 
+    async fn newest(&self) -> Result<Version, StoreError> {
+        self.flight.read(IndexOp::Purges).await?;
+        Ok(self.flight.state.borrow().newest)
+    }
+
     async fn put_purge(&self, record: PurgeRecord) -> Result<bool, StoreError> {
         let put = move |state: &mut State| {
             if state.purges.len() == PURGE_RECORDS_MAX && !state.purges.contains_key(&record.scope) {
                 return false;
             }
+            state.newest = state.newest.max(record.version);
             let version = state.purges.entry(record.scope).or_default();
             *version = record.version.max(*version);
             true
