@@ -13,12 +13,13 @@
 //! dropping either end is noticed by the other at its next poll; no wake is lost (register, then check again).
 //! Left to others: what the messages mean, and timeouts.
 
+mod credits;
+
 use std::{
-    collections::VecDeque,
     future::{Future, poll_fn},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -27,6 +28,8 @@ use std::{
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 use crossbeam_channel as queue;
+
+use self::credits::{Credits, Turn};
 
 /// The other end is gone. Carries back what could not be delivered.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,63 +58,31 @@ pub enum TryRecvError {
     Closed,
 }
 
-/// Credits of one sender, and who waits for one.
-#[derive(Debug)]
-struct Credits {
-    free: AtomicUsize,
-    // Touched only when credits ran out: the path that waits anyway.
-    waiters: Mutex<VecDeque<Waker>>,
-    any_waiter: AtomicBool,
-}
-
-impl Credits {
-    fn new(count: usize) -> Self {
-        Self { free: AtomicUsize::new(count), waiters: Mutex::new(VecDeque::new()), any_waiter: AtomicBool::new(false) }
-    }
-
-    fn try_take(&self) -> bool {
-        self.free.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(1)).is_ok()
-    }
-
-    fn give_back(&self) {
-        self.free.fetch_add(1, Ordering::SeqCst);
-        if self.any_waiter.load(Ordering::SeqCst) {
-            self.wake_all();
-        }
-    }
-
-    /// Registers, to be followed by another `try_take` by the caller.
-    fn register(&self, waker: &Waker) {
-        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-        if !waiters.iter().any(|known| known.will_wake(waker)) {
-            waiters.push_back(waker.clone());
-        }
-        self.any_waiter.store(true, Ordering::SeqCst);
-    }
-
-    // All, not one: a waiter that was woken may have been cancelled, and its wake would be lost for the others.
-    fn wake_all(&self) {
-        let woken = {
-            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-            self.any_waiter.store(false, Ordering::SeqCst);
-            std::mem::take(&mut *waiters)
-        };
-        woken.into_iter().for_each(Waker::wake);
-    }
-}
-
 struct Envelope<T> {
     value: T,
-    credits: Arc<Credits>,
+    share: Arc<Share>,
+}
+
+/// What one sender and its clones have of the capacity. Goes back when they and their queued values are gone.
+struct Share {
+    credits: Credits,
+    count: usize,
+    inner: Arc<Inner>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.inner.unreserved.fetch_add(self.count, Ordering::SeqCst);
+    }
 }
 
 struct Inner {
     waker: AtomicWaker,
     senders: AtomicUsize,
     receiver_gone: AtomicBool,
-    /// Credits not yet handed to a sender.
+    /// Credits not handed to a sender.
     unreserved: AtomicUsize,
-    all_credits: Mutex<Vec<std::sync::Weak<Credits>>>,
+    shares: Mutex<Vec<Weak<Share>>>,
 }
 
 /// Makes a mailbox that holds at most `capacity` values, whose credits are handed out by
@@ -127,7 +98,7 @@ pub fn mailbox<T: Send>(capacity: usize) -> Receiver<T> {
             senders: AtomicUsize::new(0),
             receiver_gone: AtomicBool::new(false),
             unreserved: AtomicUsize::new(capacity),
-            all_credits: Mutex::new(Vec::new()),
+            shares: Mutex::new(Vec::new()),
         }),
     }
 }
@@ -141,7 +112,8 @@ pub struct Receiver<T> {
 }
 
 impl<T: Send> Receiver<T> {
-    /// A new sender with `credits` of its own; `None` when the capacity is spoken for already.
+    /// A new sender with `credits` of its own; `None` when the capacity is spoken for already. They go back when the
+    /// sender, its clones and what they sent are gone.
     #[must_use]
     pub fn sender(&self, credits: usize) -> Option<Sender<T>> {
         self.inner
@@ -149,9 +121,11 @@ impl<T: Send> Receiver<T> {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(credits))
             .ok()?;
         self.inner.senders.fetch_add(1, Ordering::SeqCst);
-        let credits = Arc::new(Credits::new(credits));
-        self.inner.all_credits.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&credits));
-        Some(Sender { queue: self.template.clone(), credits, inner: self.inner.clone() })
+        let share = Arc::new(Share { credits: Credits::new(credits), count: credits, inner: self.inner.clone() });
+        let mut shares = self.inner.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        shares.retain(|share| share.strong_count() > 0);
+        shares.push(Arc::downgrade(&share));
+        Some(Sender { queue: self.template.clone(), share })
     }
 
     /// Takes the next value if one is queued. Never blocks.
@@ -160,7 +134,7 @@ impl<T: Send> Receiver<T> {
     /// [`TryRecvError::Closed`] once every sender is gone and the queue is drained.
     pub fn try_recv(&mut self) -> Result<T, TryRecvError> {
         if let Ok(envelope) = self.queue.try_recv() {
-            envelope.credits.give_back();
+            envelope.share.credits.give_back();
             return Ok(envelope.value);
         }
         if self.inner.senders.load(Ordering::SeqCst) > 0 {
@@ -169,7 +143,7 @@ impl<T: Send> Receiver<T> {
         // A last value may have come between the two looks.
         match self.queue.try_recv() {
             Ok(envelope) => {
-                envelope.credits.give_back();
+                envelope.share.credits.give_back();
                 Ok(envelope.value)
             }
             Err(_) => Err(TryRecvError::Closed),
@@ -210,9 +184,9 @@ impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
         self.inner.receiver_gone.store(true, Ordering::SeqCst);
         while self.queue.try_recv().is_ok() {}
-        let credits = std::mem::take(&mut *self.inner.all_credits.lock().unwrap_or_else(PoisonError::into_inner));
-        for credits in credits.iter().filter_map(std::sync::Weak::upgrade) {
-            credits.wake_all();
+        let shares = std::mem::take(&mut *self.inner.shares.lock().unwrap_or_else(PoisonError::into_inner));
+        for share in shares.iter().filter_map(Weak::upgrade) {
+            share.credits.wake_all();
         }
     }
 }
@@ -220,21 +194,20 @@ impl<T> Drop for Receiver<T> {
 /// A sending end of a [`mailbox`], with credits of its own. Clones share them.
 pub struct Sender<T> {
     queue: queue::Sender<Envelope<T>>,
-    credits: Arc<Credits>,
-    inner: Arc<Inner>,
+    share: Arc<Share>,
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        self.inner.senders.fetch_add(1, Ordering::SeqCst);
-        Self { queue: self.queue.clone(), credits: self.credits.clone(), inner: self.inner.clone() }
+        self.share.inner.senders.fetch_add(1, Ordering::SeqCst);
+        Self { queue: self.queue.clone(), share: self.share.clone() }
     }
 }
 
 impl<T> Drop for Sender<T> {
     fn drop(&mut self) {
-        if self.inner.senders.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.inner.waker.wake();
+        if self.share.inner.senders.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.share.inner.waker.wake();
         }
     }
 }
@@ -245,49 +218,54 @@ impl<T: Send> Sender<T> {
     /// # Errors
     /// The value comes back when no credit is free or the receiver is gone.
     pub fn try_send(&self, value: T) -> Result<(), TrySendError<T>> {
-        if self.inner.receiver_gone.load(Ordering::SeqCst) {
+        if self.is_closed() {
             return Err(TrySendError::Closed(value));
         }
-        if !self.credits.try_take() {
+        if !self.share.credits.try_take() {
             return Err(TrySendError::Full(value));
         }
-        match self.queue.try_send(Envelope { value, credits: self.credits.clone() }) {
-            Ok(()) => {
-                self.inner.waker.wake();
-                Ok(())
-            }
-            // Full cannot be: credits never exceed the capacity. Disconnected: the receiver is gone.
-            Err(refused) => Err(TrySendError::Closed(refused.into_inner().value)),
-        }
+        self.put(value).map_err(|Closed(value)| TrySendError::Closed(value))
     }
 
-    /// Waits for a credit and sends. Cancel-safe: a dropped future has sent nothing.
+    /// Waits for a credit and sends. Waiting senders get freed credits in the order they came, as long as nobody who
+    /// did not wait takes them first. Cancel-safe: a dropped future has sent nothing and holds no credit.
     ///
     /// # Errors
     /// The value comes back when the receiver is gone.
     pub async fn send(&self, value: T) -> Result<(), Closed<T>> {
-        let mut value = Some(value);
-        poll_fn(|cx| {
-            for first_look in [true, false] {
-                let Some(unsent) = value.take() else { return Poll::Pending };
-                match self.try_send(unsent) {
-                    Ok(()) => return Poll::Ready(Ok(())),
-                    Err(TrySendError::Closed(back)) => return Poll::Ready(Err(Closed(back))),
-                    Err(TrySendError::Full(back)) => value = Some(back),
-                }
-                if first_look {
-                    self.credits.register(cx.waker());
-                }
+        let mut turn = Turn::new(&self.share.credits);
+        let granted = poll_fn(|cx| {
+            if self.is_closed() {
+                Poll::Ready(false)
+            } else if turn.take(cx.waker()) {
+                Poll::Ready(true)
+            } else if self.is_closed() {
+                // It left before the waker was in place.
+                Poll::Ready(false)
+            } else {
+                Poll::Pending
             }
-            Poll::Pending
         })
-        .await
+        .await;
+        if granted { self.put(value) } else { Err(Closed(value)) }
+    }
+
+    /// Queues a value for which a credit was taken.
+    fn put(&self, value: T) -> Result<(), Closed<T>> {
+        match self.queue.try_send(Envelope { value, share: self.share.clone() }) {
+            Ok(()) => {
+                self.share.inner.waker.wake();
+                Ok(())
+            }
+            // Full cannot be: credits never exceed the capacity. Disconnected: the receiver is gone.
+            Err(refused) => Err(Closed(refused.into_inner().value)),
+        }
     }
 
     /// Whether the receiver is gone.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.inner.receiver_gone.load(Ordering::SeqCst)
+        self.share.inner.receiver_gone.load(Ordering::SeqCst)
     }
 }
 
@@ -355,10 +333,11 @@ impl<T: Send> Reply<T> {
 
 impl<T> Drop for Reply<T> {
     fn drop(&mut self) {
-        let waker = {
+        // The own waker, if a wait for the other end was given up, is dropped outside the lock.
+        let (waker, _unused) = {
             let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
             slot.sender_gone = true;
-            slot.waker.take()
+            (slot.waker.take(), slot.leave_waker.take())
         };
         if let Some(waker) = waker {
             waker.wake();
@@ -382,7 +361,9 @@ impl<T> Future for Answer<T> {
         if slot.sender_gone {
             return Poll::Ready(None);
         }
-        slot.waker = Some(cx.waker().clone());
+        if !slot.waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            slot.waker = Some(cx.waker().clone());
+        }
         Poll::Pending
     }
 }
@@ -396,13 +377,14 @@ impl<T: Send> Answer<T> {
 
 impl<T> Drop for Answer<T> {
     fn drop(&mut self) {
-        // A value that was sent and never taken may hold a `Reply` of its own: it is dropped outside the lock.
-        let (waker, _untaken) = {
+        // Outside the lock: a value that was never taken may hold a `Reply` of its own. The own waker goes too: a reply
+        // that takes long must not keep the task of a client that left.
+        let (leave_waker, _untaken) = {
             let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
             slot.receiver_gone = true;
-            (slot.leave_waker.take(), slot.value.take())
+            (slot.leave_waker.take(), (slot.value.take(), slot.waker.take()))
         };
-        if let Some(waker) = waker {
+        if let Some(waker) = leave_waker {
             waker.wake();
         }
     }
@@ -625,93 +607,4 @@ impl<E> Drop for PipeReader<E> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sender_without_credit_gets_its_value_back_and_others_go_on() {
-        let mut rx = mailbox::<u32>(3);
-        let greedy = rx.sender(2).expect("two of three");
-        let modest = rx.sender(1).expect("one of three");
-        assert!(rx.sender(1).is_none());
-        assert_eq!(greedy.try_send(1), Ok(()));
-        assert_eq!(greedy.try_send(2), Ok(()));
-        assert_eq!(greedy.try_send(3), Err(TrySendError::Full(3)));
-        assert_eq!(modest.try_send(4), Ok(()));
-        assert_eq!(rx.try_recv(), Ok(1));
-        assert_eq!(greedy.try_send(3), Ok(()));
-        drop((greedy, modest));
-        assert_eq!([rx.recv_blocking(), rx.recv_blocking(), rx.recv_blocking()], [Some(2), Some(4), Some(3)]);
-        assert_eq!(rx.recv_blocking(), None);
-    }
-
-    #[test]
-    fn a_waiting_send_is_woken_by_a_credit_and_by_a_receiver_that_leaves() {
-        let mut rx = mailbox::<u32>(1);
-        let tx = rx.sender(1).expect("the one");
-        let thread = std::thread::spawn(move || {
-            let sent = (0..10_000).take_while(|i| futures_lite::future::block_on(tx.send(*i)).is_ok()).count();
-            (sent, tx.is_closed())
-        });
-        for i in 0..5_000 {
-            assert_eq!(rx.recv_blocking(), Some(i));
-        }
-        drop(rx);
-        let (sent, closed) = thread.join().expect("the sender does not panic");
-        assert!((5_000..=5_001).contains(&sent) && closed);
-    }
-
-    #[test]
-    fn a_dropped_reply_is_an_answer() {
-        let (reply, answer) = oneshot::<u8>();
-        drop(reply);
-        assert_eq!(answer.wait_blocking(), None);
-        let (reply, answer) = oneshot::<u8>();
-        assert_eq!(reply.send(7), Ok(()));
-        assert_eq!(answer.wait_blocking(), Some(7));
-        let (reply, answer) = oneshot::<u8>();
-        drop(answer);
-        assert_eq!(reply.send(7), Err(Closed(7)));
-    }
-
-    #[test]
-    fn an_answer_that_is_given_up_tells_who_works_for_it() {
-        let (reply, answer) = oneshot::<u8>();
-        let thread = std::thread::spawn(move || futures_lite::future::block_on(reply.closed()));
-        drop(answer);
-        thread.join().expect("the waiter does not panic");
-        // A value sent just before is dropped with the answer, not with the reply.
-        let value = Arc::new(());
-        let (reply, answer) = oneshot();
-        assert!(reply.send(value.clone()).is_ok());
-        drop(answer);
-        assert_eq!(Arc::strong_count(&value), 1);
-    }
-
-    #[test]
-    fn a_pipe_holds_its_window_and_tells_an_end_from_an_abort() {
-        let (mut tx, mut rx) = pipe::<u8>(10);
-        assert_eq!(tx.try_write(Bytes::from_static(b"1234567890")), Ok(()));
-        assert!(matches!(tx.try_write(Bytes::from_static(b"x")), Err(TrySendError::Full(_))));
-        assert_eq!(rx.read_blocking(), Ok(Some(Bytes::from_static(b"1234567890"))));
-        assert_eq!(tx.try_write(Bytes::from_static(b"larger than the window")), Ok(()));
-        assert!(rx.read_blocking().is_ok_and(|chunk| chunk.is_some()));
-        tx.end();
-        assert_eq!(rx.read_blocking(), Ok(None));
-        assert_eq!(rx.read_blocking(), Ok(None));
-
-        let (mut tx, mut rx) = pipe::<u8>(10);
-        assert_eq!(tx.try_write(Bytes::from_static(b"half")), Ok(()));
-        drop(tx);
-        assert!(rx.read_blocking().is_ok_and(|chunk| chunk.is_some()));
-        assert_eq!(rx.read_blocking(), Err(PipeError::Aborted));
-
-        let (tx, mut rx) = pipe::<u8>(10);
-        tx.fail(3);
-        assert_eq!(rx.read_blocking(), Err(PipeError::Failed(3)));
-
-        let (mut tx, rx) = pipe::<u8>(10);
-        drop(rx);
-        assert!(matches!(tx.try_write(Bytes::from_static(b"x")), Err(TrySendError::Closed(_))));
-    }
-}
+mod tests;
