@@ -195,7 +195,7 @@ fn a_shard_that_takes_no_turn_is_told_by_the_watchdog() {
         }
         rt.stop_signal().raised().await;
     };
-    let options = Options { stall_max: Duration::from_millis(600), ..options() };
+    let options = Options { stall_max: Duration::from_millis(1500), ..options() };
     let shards = launch(&options, vec![main.clone(), main], notes.clone()).expect("this machine runs shards");
     wait_until("the stall is told", || notes.released.load(Ordering::SeqCst));
     shards.stop();
