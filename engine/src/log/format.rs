@@ -31,7 +31,7 @@
 //! 56  4  segment bytes                          0  4  magic "HEAD"
 //! 60  4  segments                               4  4  crc of the page, this field zero
 //! 64  8  created at, ms since the epoch         8  4  segment
-//!                                              12  4  epoch
+//!                                              12  4  epoch; 0: the segment holds nothing
 //! BLOCK HEADER (48 bytes)                      16  8  sequence of its first block
 //!  0  4  magic "BLCK"
 //!  4  4  crc of the 48 bytes, this field zero  TRAILER (last page of a segment)
@@ -486,7 +486,7 @@ impl StatePage {
 pub struct Head {
     /// Which segment this is; a misdirected write does not validate.
     pub segment: u32,
-    /// Counts the laps of all segments together; the higher, the newer.
+    /// Counts the laps of all segments together; the higher, the newer. 0: the segment holds nothing.
     pub epoch: u32,
     /// Sequence of the first block.
     pub first_block: u64,
