@@ -397,6 +397,5 @@ impl State {
     }
 }
 
-
 #[cfg(test)]
 mod tests;

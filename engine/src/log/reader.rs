@@ -40,6 +40,7 @@ pub enum Miss {
 }
 
 /// What a look-up found.
+#[expect(clippy::large_enum_variant, reason = "a hit moves once; a box would be an allocation a hit")]
 pub enum Lookup<D: Device, R: Rt> {
     /// The object.
     Found(Found<D, R>),

@@ -2,7 +2,7 @@
 //!
 //! The header decides whether the file is ours at all; if not, nothing is changed. The state page and the boot id
 //! say how the last run ended ([`STOPS`]). Each segment is taken by its footer or scanned block by block
-//! ([`SEGMENTS`]); then every record that speaks for a key meets the index in the order of the log ([`ENTRIES`]).
+//! (`scan::SEGMENTS`); then every record that speaks for a key meets the index in the order of the log ([`ENTRIES`]).
 //! All three are tables, walked row by row by the tests.
 //!
 //! What recovery cannot see, it says. Three marks on the state page remember, by epoch, which segments lived through
@@ -20,29 +20,29 @@
 //! A segment found without a footer gets one before the first write of the new run, so that a tear is not taken for
 //! rot at the next start.
 
+mod scan;
+
 use std::{cell::RefCell, rc::Rc};
 
 use super::{
     Config, Inner, Life, Log, LogError, State,
     format::{
-        BLOCK_HEADER, BadHeader, BlockHeader, FORMAT_VERSION, FooterEntry, Head, Header, Kind, Layout, RECORD_ALIGN,
-        RecordHeader, RunState, STATE_AT, SEGMENTS_MIN, SEGMENT_BYTES_MIN, StatePage, Trailer, read_header,
+        BadHeader, FORMAT_VERSION, FooterEntry, Head, Header, Kind, Layout, RunState, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
+        STATE_AT, StatePage, Trailer, read_header,
     },
     index::{Entry, Index, Place, extra},
-    reclaim::read_footer,
     segments::Segments,
     signal::Signal,
     supersede::{NoteStore, Ring},
     writer::{Buffer, Op, Then, seal_ops, state_op},
 };
+use scan::{Lap, Reader, Take};
+
 use crate::{
     clock::Clock,
-    device::{Block, Device, DeviceError, IO_MAX, PAGE},
+    device::{Device, DeviceError, PAGE},
     rt::Rt,
 };
-
-/// Pages that may be unreadable before the device is given up.
-const UNREADABLE_MAX: u32 = 256;
 
 /// The worst that a record's segment lived through, in rising order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -141,7 +141,9 @@ pub enum OpenError {
         expected: u64,
     },
     /// Too small for four segments, or too large for an index address.
-    #[error("{device}: a log needs room for {SEGMENTS_MIN} segments of {SEGMENT_BYTES_MIN} bytes or more and at most 4 TiB; the file has {bytes} bytes")]
+    #[error(
+        "{device}: a log needs room for {SEGMENTS_MIN} segments of {SEGMENT_BYTES_MIN} bytes or more and at most 4 TiB; the file has {bytes} bytes"
+    )]
     Size {
         /// The device's name.
         device: String,
@@ -173,35 +175,6 @@ const STOPS: [(StateSeen, Option<bool>, Option<bool>, Stop); 5] = [
     (StateSeen::Unreadable, None, None, Stop::Damaged),
 ];
 
-/// What the first page of a segment says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HeadSeen {
-    Lap,
-    Void,
-    Damaged,
-}
-
-/// What to do with a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Take {
-    /// It holds nothing.
-    Free,
-    /// Believe the footer.
-    Footer,
-    /// Believe what can be read block by block.
-    Scan,
-    /// The same, and nothing in it or before it is sure to be the newest.
-    ScanDamaged,
-}
-
-/// Head, sound footer of the same lap -> take.
-const SEGMENTS: [(HeadSeen, Option<bool>, Take); 4] = [
-    (HeadSeen::Void, None, Take::Free),
-    (HeadSeen::Lap, Some(true), Take::Footer),
-    (HeadSeen::Lap, Some(false), Take::Scan),
-    (HeadSeen::Damaged, None, Take::ScanDamaged),
-];
-
 /// What becomes of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Become {
@@ -214,8 +187,10 @@ enum Become {
     Live,
 }
 
+type EntryRow = (bool, Option<bool>, Option<bool>, Option<Keep>, Become);
+
 /// Newer than what the index holds, tombstone, expired, the owner's wish -> becomes.
-const ENTRIES: [(bool, Option<bool>, Option<bool>, Option<Keep>, Become); 6] = [
+const ENTRIES: [EntryRow; 6] = [
     (false, None, None, None, Become::Nothing),
     (true, Some(true), None, None, Become::Tombstone),
     (true, Some(false), Some(true), None, Become::Dead),
@@ -231,11 +206,6 @@ fn is<T: PartialEq>(row: &Option<T>, seen: &T) -> bool {
 fn stop_of(state: StateSeen, same_boot: bool, ring_intact: bool) -> Stop {
     let row = STOPS.iter().find(|row| row.0 == state && is(&row.1, &same_boot) && is(&row.2, &ring_intact));
     row.map_or(Stop::Damaged, |row| row.3)
-}
-
-fn take_of(head: HeadSeen, footer: bool) -> Take {
-    let row = SEGMENTS.iter().find(|row| row.0 == head && is(&row.1, &footer));
-    row.map_or(Take::ScanDamaged, |row| row.2)
 }
 
 fn become_of(newer: bool, tombstone: bool, expired: bool, keep: Keep) -> Become {
@@ -386,36 +356,6 @@ impl Opened {
     }
 }
 
-/// One segment that holds something.
-struct Lap {
-    segment: u32,
-    epoch: u32,
-    take: Take,
-    /// Sequences of its blocks: first, and after the last if known.
-    first_block: u64,
-    next_block: Option<u64>,
-    /// Bytes used, head included.
-    used: u32,
-    records: Vec<FooterEntry>,
-    /// Scanned: the blocks found, in order, and whether each is whole.
-    blocks: Vec<(BlockHeader, bool)>,
-}
-
-impl Lap {
-    /// Whether a block that must have been whole is missing or broken. `end`: the first sequence that is not its.
-    fn hides(&self, end: Option<u64>, must_be_whole: impl Fn(u64) -> bool) -> bool {
-        let found_end = self.blocks.last().map_or(self.first_block, |(block, _)| block.sequence + 1);
-        let mut expected = self.first_block;
-        for (block, whole) in &self.blocks {
-            if (expected..block.sequence).any(&must_be_whole) || (!whole && must_be_whole(block.sequence)) {
-                return true;
-            }
-            expected = block.sequence + 1;
-        }
-        (found_end..end.unwrap_or(found_end)).any(must_be_whole)
-    }
-}
-
 /// Everything read from the device, before any decision on records.
 struct Recovery<D> {
     device: Rc<D>,
@@ -428,7 +368,7 @@ struct Recovery<D> {
 
 impl<D: Device> Recovery<D> {
     async fn read(device: Rc<D>, layout: Layout) -> Result<Self, DeviceError> {
-        let mut reader = Reader { device: device.clone(), layout, unreadable: 0 };
+        let mut reader = Reader::new(device.clone(), layout);
         let page = StatePage::decode(layout.salt, &reader.read(STATE_AT, PAGE).await?);
         let mut laps = Vec::new();
         for segment in 0..layout.segments {
@@ -665,149 +605,6 @@ impl<D: Device, R: Rt> Inner<D, R> {
     }
 }
 
-/// Reads what may not be readable.
-struct Reader<D> {
-    device: Rc<D>,
-    layout: Layout,
-    unreadable: u32,
-}
-
-impl<D: Device> Reader<D> {
-    /// Reads; pages the device cannot read are zero, and so damaged.
-    async fn read(&mut self, offset: u64, len: usize) -> Result<Block, DeviceError> {
-        let failed = match self.device.read(offset, len).await {
-            Ok(block) => return Ok(block),
-            Err(failed) => failed,
-        };
-        tracing::warn!(error = %failed, "unreadable flash");
-        let mut block = self.device.block(len);
-        for (i, bytes) in block.chunks_mut(PAGE).enumerate() {
-            match self.device.read(offset + (i * PAGE) as u64, PAGE).await {
-                Ok(page) => bytes.copy_from_slice(&page),
-                Err(failed) => {
-                    bytes.fill(0);
-                    self.unreadable += 1;
-                    if self.unreadable > UNREADABLE_MAX {
-                        return Err(failed);
-                    }
-                }
-            }
-        }
-        Ok(block)
-    }
-
-    /// What a segment holds; `None`: nothing.
-    async fn lap(&mut self, segment: u32) -> Result<Option<Lap>, DeviceError> {
-        let page = self.read(self.layout.segment_at(segment), PAGE).await?;
-        let head = Head::decode(self.layout.salt, segment, &page);
-        let seen = match head {
-            Some(Head { epoch: 0, .. }) => HeadSeen::Void,
-            Some(_) => HeadSeen::Lap,
-            None => HeadSeen::Damaged,
-        };
-        let footer = match seen {
-            HeadSeen::Lap => read_footer(&*self.device, &self.layout, segment).await.unwrap_or_else(|failed| {
-                tracing::warn!(error = %failed, "unreadable footer");
-                None
-            }),
-            _ => None,
-        };
-        let epoch = head.map(|head| head.epoch);
-        let footer = footer.filter(|(trailer, _)| Some(trailer.epoch) == epoch);
-        let take = take_of(seen, footer.is_some());
-        match (take, footer) {
-            (Take::Free, _) => Ok(None),
-            (Take::Footer, Some((trailer, records))) => Ok(Some(Lap {
-                segment,
-                epoch: trailer.epoch,
-                take,
-                first_block: trailer.first_block,
-                next_block: Some(trailer.next_block),
-                used: trailer.used,
-                records,
-                blocks: Vec::new(),
-            })),
-            (Take::Scan, _) => self.scan(segment, epoch, head.map(|head| head.first_block), take).await,
-            _ => self.scan(segment, None, None, take).await,
-        }
-    }
-
-    /// Reads a segment block by block. Without an epoch the highest one found is its.
-    async fn scan(
-        &mut self,
-        segment: u32,
-        epoch: Option<u32>,
-        first_block: Option<u64>,
-        take: Take,
-    ) -> Result<Option<Lap>, DeviceError> {
-        let mut lap = Lap {
-            segment,
-            epoch: epoch.unwrap_or(0),
-            take,
-            first_block: first_block.unwrap_or(0),
-            next_block: None,
-            used: PAGE as u32,
-            records: Vec::new(),
-            blocks: Vec::new(),
-        };
-        let end = self.layout.segment_bytes as usize - PAGE;
-        let mut at = PAGE;
-        while at < end {
-            let window_at = at;
-            let window = self.read(self.layout.segment_at(segment) + at as u64, IO_MAX.min(end - at)).await?;
-            let mut cut = false;
-            while at - window_at < window.len() && !cut {
-                let bytes = &window[at - window_at..];
-                let block = BlockHeader::decode(&self.layout, segment, at, bytes).filter(|block| block.epoch >= lap.epoch);
-                match block.filter(|block| epoch.is_none_or(|epoch| epoch == block.epoch)) {
-                    None => at += PAGE,
-                    // It goes on in the next window, which then begins with it.
-                    Some(block) if block.used as usize > bytes.len() && at > window_at => cut = true,
-                    Some(block) => {
-                        if block.epoch > lap.epoch {
-                            lap = Lap { epoch: block.epoch, first_block: block.sequence, used: PAGE as u32, ..lap };
-                            lap.records.clear();
-                            lap.blocks.clear();
-                        }
-                        let whole = self.walk(&block, &bytes[..bytes.len().min(block.used as usize)], &mut lap.records);
-                        at += (block.used as usize).next_multiple_of(PAGE);
-                        lap.used = at as u32;
-                        lap.blocks.push((block, whole));
-                    }
-                }
-            }
-        }
-        Ok((lap.epoch > 0).then_some(lap))
-    }
-
-    /// Collects the records of a block that speak for keys; `false` when something in it is broken.
-    fn walk(&self, block: &BlockHeader, bytes: &[u8], records: &mut Vec<FooterEntry>) -> bool {
-        let mut found = 0;
-        let mut whole = bytes.len() == block.used as usize;
-        let mut at = BLOCK_HEADER;
-        while at < bytes.len() {
-            let position = ((block.offset as usize + at) / RECORD_ALIGN) as u32;
-            let header = RecordHeader::decode(&self.layout, &bytes[at..]);
-            let header = header.filter(|header| (header.epoch, header.position) == (block.epoch, position));
-            match header.map(|header| (header, header.record_bytes(&self.layout))) {
-                Some((header, len)) if at + len <= bytes.len() => {
-                    if header.kind.is_listed() {
-                        records.push(FooterEntry::of(&self.layout, &header));
-                    }
-                    found += 1;
-                    at += len.next_multiple_of(RECORD_ALIGN);
-                }
-                // A later record may be sound: it begins at some multiple of the alignment.
-                _ => {
-                    whole = false;
-                    at += RECORD_ALIGN;
-                }
-            }
-        }
-        whole && found == block.records
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -820,6 +617,7 @@ mod tests {
                 assert_eq!(rows.count(), 1, "{state:?} {boot} {ring}");
             }
         }
+        use scan::{HeadSeen, SEGMENTS};
         for head in [HeadSeen::Lap, HeadSeen::Void, HeadSeen::Damaged] {
             for footer in [false, true] {
                 assert_eq!(SEGMENTS.iter().filter(|row| row.0 == head && is(&row.1, &footer)).count(), 1);
@@ -846,8 +644,7 @@ mod tests {
             written_ms: 0,
         };
         let survived = [9, 10, 19, 20, 29, 30].map(|epoch| page.survived(epoch));
-        let expected =
-            [Stop::Damaged, Stop::PowerCut, Stop::PowerCut, Stop::Killed, Stop::Killed, Stop::Clean];
+        let expected = [Stop::Damaged, Stop::PowerCut, Stop::PowerCut, Stop::Killed, Stop::Killed, Stop::Clean];
         assert_eq!(survived, expected);
     }
 }

@@ -503,13 +503,7 @@ impl<D: Device, R: Rt> Inner<D, R> {
 }
 
 /// The writes that seal a segment: its footer in pieces, then its trailer (whose footer crc is filled in).
-pub(super) fn seal_ops<D: Device>(
-    device: &D,
-    layout: &Layout,
-    trailer: Trailer,
-    footer: &[u8],
-    then: Then,
-) -> Vec<Op> {
+pub(super) fn seal_ops<D: Device>(device: &D, layout: &Layout, trailer: Trailer, footer: &[u8], then: Then) -> Vec<Op> {
     let base = layout.segment_at(trailer.segment);
     let footer_at = layout.footer_at(trailer.entries as usize);
     let mut ops: Vec<Op> = footer

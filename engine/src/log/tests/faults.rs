@@ -45,8 +45,7 @@ fn garble(world: &World, offset: u64) {
 
 #[test]
 fn how_the_last_run_ended_is_told_for_every_row() {
-    for (stop, expected) in
-        [(Stop::Clean, Stop::Clean), (Stop::Killed, Stop::Killed), (Stop::PowerCut, Stop::PowerCut)]
+    for (stop, expected) in [(Stop::Clean, Stop::Clean), (Stop::Killed, Stop::Killed), (Stop::PowerCut, Stop::PowerCut)]
     {
         let world = written(1, stop);
         let seen = RefCell::new(Vec::new());
@@ -219,7 +218,11 @@ fn a_torn_tail_is_no_damage_but_a_hole_before_a_durable_block_is() {
                 log.flush().await.expect("flushed");
             }
         });
-        if stop == Stop::PowerCut { world.power_cut() } else { world.kill() }
+        if stop == Stop::PowerCut {
+            world.power_cut()
+        } else {
+            world.kill()
+        }
         garble(&world, segment_at(0) + 4096);
         let (_, opened) = world.open();
         assert_eq!((opened.stop, opened.damaged), (stop, 1));

@@ -48,7 +48,11 @@ impl Model {
         let keys = self.keys.borrow();
         let known = &keys[&key];
         let (version, body) = found;
-        assert_eq!(known.bodies.get(&version), Some(&body), "{context}: damaged, or never written: key {key}, {version}");
+        assert_eq!(
+            known.bodies.get(&version),
+            Some(&body),
+            "{context}: damaged, or never written: key {key}, {version}"
+        );
         let least = known.floor + u64::from(known.deleted);
         assert!(version >= least, "{context}: key {key} gave {version}, {least} was acknowledged ({known:?})");
     }
@@ -195,7 +199,10 @@ fn history(seed: u64, segments: u64, with_rot: bool) {
         check_all(&world, &log, &model, &context);
         if opened.stop >= Stop::PowerCut {
             // Noted keys were discarded: what they had acknowledged is gone, and must not come back either.
-            assert!((0..KEYS).filter(|key| !is_flushed(*key)).all(|key| !log.may_contain(hash(&name(key)))), "{context}");
+            assert!(
+                (0..KEYS).filter(|key| !is_flushed(*key)).all(|key| !log.may_contain(hash(&name(key)))),
+                "{context}"
+            );
         }
         let users = 4;
         let running = Rc::new(std::cell::Cell::new(users));
