@@ -1,8 +1,8 @@
 //! The accept loop of one shard.
 //!
 //! At the limit of connections a client is told 503 with `Retry-After` and let go; [`REFUSALS_MAX`] of these
-//! farewells may be under way, further clients are closed without a word. A failing accept (no descriptors left)
-//! waits [`ACCEPT_PAUSE`] and goes on. The loop ends when the connections are told to stop.
+//! farewells may be under way, further clients are closed without a word. The loop ends with the port, or when the
+//! connections are told to stop. Left to others: the port itself, and what to do when no descriptor is left.
 
 use std::{
     cell::Cell,
@@ -10,7 +10,6 @@ use std::{
     io::{self, IoSlice},
     rc::Rc,
     task::{Poll, ready},
-    time::Duration,
 };
 
 use engine::{clock::Clock, rt::Rt};
@@ -30,22 +29,24 @@ use crate::{
 /// Clients that are being told that there is no room, at once.
 pub const REFUSALS_MAX: usize = 64;
 
-/// Pause after an accept that failed.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Where connections come from: `engine::net`'s listener, or a test's.
 pub trait Accept {
     /// What a connection is.
     type Socket: Socket;
 
-    /// The next connection. Dropping the future loses none.
-    ///
-    /// # Errors
-    /// None could be accepted now.
-    fn accept(&mut self) -> impl Future<Output = io::Result<Self::Socket>>;
+    /// The next connection; `None`: there will be no more. Dropping the future loses none.
+    fn accept(&mut self) -> impl Future<Output = Option<Self::Socket>>;
 }
 
-/// Accepts and serves until [`Connections::stop`]; connections then go on by themselves. Runs on the shard that
+impl Accept for engine::net::Listener {
+    type Socket = engine::net::Stream;
+
+    async fn accept(&mut self) -> Option<engine::net::Stream> {
+        self.accept().await
+    }
+}
+
+/// Accepts and serves until [`Connections::stop`] or the end of the port; connections then go on by themselves. Runs on the shard that
 /// serves them; one task each.
 pub async fn listen<A, R, S, C>(mut listener: A, connections: Connections<R>, objects: Rc<Objects<S, C>>)
 where
@@ -58,26 +59,14 @@ where
     let farewell: Rc<[u8]> = farewell().into();
     let refusing = Rc::new(Cell::new(0));
     let stopping = connections.stopping().clone();
-    loop {
-        let next = or(
-            async {
-                stopping.raised().await;
-                None
-            },
-            async { Some(listener.accept().await) },
-        )
-        .await;
-        match next {
-            None => return,
-            Some(Ok(socket)) => match connections.admit() {
-                Some(place) => connections.rt().spawn(serve(socket, place, Rc::clone(&objects))),
-                None => refuse(socket, &connections, &farewell, &refusing),
-            },
-            Some(Err(error)) => {
-                tracing::warn!(%error, "no connection could be accepted");
-                connections.stats().refused(Reason::Overload);
-                or(connections.rt().sleep(ACCEPT_PAUSE), stopping.raised()).await;
-            }
+    let stopped = async || {
+        stopping.raised().await;
+        None
+    };
+    while let Some(socket) = or(stopped(), listener.accept()).await {
+        match connections.admit() {
+            Some(place) => connections.rt().spawn(serve(socket, place, Rc::clone(&objects))),
+            None => refuse(socket, &connections, &farewell, &refusing),
         }
     }
 }

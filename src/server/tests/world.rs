@@ -229,11 +229,11 @@ struct Queue(Rc<RefCell<(VecDeque<End>, Option<Waker>)>>);
 impl Accept for Queue {
     type Socket = End;
 
-    async fn accept(&mut self) -> io::Result<End> {
+    async fn accept(&mut self) -> Option<End> {
         poll_fn(|cx| {
             let mut queue = self.0.borrow_mut();
             queue.1 = Some(cx.waker().clone());
-            queue.0.pop_front().map_or(Poll::Pending, |end| Poll::Ready(Ok(end)))
+            queue.0.pop_front().map_or(Poll::Pending, |end| Poll::Ready(Some(end)))
         })
         .await
     }
