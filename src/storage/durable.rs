@@ -17,8 +17,12 @@
 //!
 //! Left to others: which thread it runs on (`executor`), and what the stores keep their promises with.
 
+pub mod blob_format;
 pub mod hit;
+pub mod local;
+pub mod pool;
 pub mod purges;
+pub mod room;
 pub mod stats;
 pub mod sweep;
 pub mod write;
@@ -240,7 +244,7 @@ impl<B: BlobStore, I: IndexStore, R: Rt> Inner<B, I, R> {
                 tracing::error!(what, "a damaged manifest is being replaced");
                 Ok(Current { entry: None, live: None, damaged: true })
             }
-            Err(failed) => Err(unavailable(failed, None)),
+            Err(failed) => Err(unreadable(failed)),
         }
     }
 
@@ -261,6 +265,14 @@ impl<B: BlobStore, I: IndexStore, R: Rt> Inner<B, I, R> {
             return;
         }
         replaced.push_back((self.rt.clock().elapsed() + self.settings.blob_grace, id));
+    }
+}
+
+/// A failed read as its caller's failure: a read leaves nothing in doubt.
+fn unreadable(failed: StoreError) -> CacheError {
+    match failed {
+        StoreError::Unknown(cause) => CacheError::Unavailable { reason: Reason::Io, cause: Some(cause) },
+        failed => unavailable(failed, None),
     }
 }
 
@@ -299,7 +311,7 @@ impl<B: BlobStore + 'static, I: IndexStore + 'static, R: Rt> Storage for Durable
                 tracing::error!(what, "a damaged manifest is a miss");
                 return miss(Reason::Corrupted);
             }
-            Err(failed) => return Err(unavailable(failed, None)),
+            Err(failed) => return Err(unreadable(failed)),
         };
         if let Some(reason) = inner.dead(&manifest) {
             return miss(reason);

@@ -3,6 +3,7 @@
 
 mod bridge;
 mod durable;
+mod local;
 mod memory;
 mod storage;
 mod stores;

@@ -100,7 +100,7 @@ impl<B: BlobStore, I: IndexStore, R: Rt> DurableHit<B, I, R> {
     fn failed(&self, failed: StoreError) -> CacheError {
         match failed {
             StoreError::Corrupted { what } => self.damaged(what),
-            failed => super::unavailable(failed, None),
+            failed => super::unreadable(failed),
         }
     }
 }

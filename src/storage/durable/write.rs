@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use engine::{clock::Clock, rt::Rt};
 
-use super::{CAS_RETRIES_MAX, Inner, unavailable};
+use super::{CAS_RETRIES_MAX, Inner, unavailable, unreadable};
 use crate::{
     cache::{CacheError, CacheKey, CacheMeta, HEADERS_BYTES_MAX, MissHandler, Precondition, Stored, Tier, Version},
     reason::Reason,
@@ -79,7 +79,7 @@ impl<B: BlobStore, I: IndexStore, R: Rt> DurableMiss<B, I, R> {
         let id = BlobId::fresh(self.key.hash(), self.inner.rt.random());
         self.inner.uploads.borrow_mut().insert(id.clone());
         self.upload.id = Some(id.clone());
-        let failed = |failed| self.inner.refused(unavailable(failed, None));
+        let failed = |failed| self.inner.refused(unreadable(failed));
         let mut blob = self.inner.blobs.put(&id, self.announced).await.map_err(failed)?;
         if let Staged::Inline(bytes) = &mut self.staged
             && !bytes.is_empty()
@@ -99,12 +99,7 @@ impl<B: BlobStore, I: IndexStore, R: Rt> DurableMiss<B, I, R> {
                 Err(failed) => {
                     // Not yet named by anything: whether it is there or not, the object is not.
                     inner.delete_blob(id).await;
-                    Err(match unavailable(failed, None) {
-                        CacheError::OutcomeUnknown { cause, .. } => {
-                            CacheError::Unavailable { reason: Reason::Io, cause }
-                        }
-                        failed => failed,
-                    })
+                    Err(unreadable(failed))
                 }
             },
             (Staged::Blob(_), None) => Err(CacheError::Unavailable { reason: Reason::Internal, cause: None }),
@@ -131,7 +126,7 @@ impl<B: BlobStore, I: IndexStore, R: Rt> MissHandler for DurableMiss<B, I, R> {
             Staged::Inline(bytes) => bytes.extend_from_slice(&chunk),
             Staged::Blob(_) if chunk.is_empty() => {}
             Staged::Blob(blob) => {
-                blob.chunk(chunk).await.map_err(|failed| self.inner.refused(unavailable(failed, None)))?;
+                blob.chunk(chunk).await.map_err(|failed| self.inner.refused(unreadable(failed)))?;
             }
         }
         self.whole = eof;

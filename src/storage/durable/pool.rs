@@ -1,0 +1,124 @@
+//! A few plain threads for calls that block on a disk.
+//!
+//! Own threads rather than tokio's blocking pool: their number and the work in hand are bounded by names of ours,
+//! they serve whatever scheduler the stores run on, and the end of the pool waits for what was begun, so that no
+//! half-done file operation outlives the executor. Bounds: [`POOL_THREADS`] threads, [`POOL_JOBS_MAX`] jobs in hand;
+//! more callers wait their turn in order. Clean-up jobs do not wait: there is at most one per open file.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use crossbeam_channel as queue;
+use engine::mailbox::oneshot;
+use tokio::sync::Semaphore;
+
+/// Threads of a pool.
+pub const POOL_THREADS: usize = 4;
+
+/// Jobs running or about to.
+pub const POOL_JOBS_MAX: usize = 2 * POOL_THREADS;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A handle to the threads; the last one to go waits for them.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    jobs: Option<queue::Sender<Job>>,
+    places: Arc<Semaphore>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// Starts the threads, named `{name}-0` and so on.
+    ///
+    /// # Errors
+    /// The system has no more threads.
+    pub fn start(name: &str) -> io::Result<Self> {
+        let (jobs, taken) = queue::unbounded::<Job>();
+        let start = |i| {
+            let taken = taken.clone();
+            thread::Builder::new().name(format!("{name}-{i}")).spawn(move || taken.into_iter().for_each(|job| job()))
+        };
+        let threads = (0..POOL_THREADS).map(start).collect::<io::Result<_>>()?;
+        let places = Arc::new(Semaphore::new(POOL_JOBS_MAX));
+        Ok(Self { inner: Arc::new(Inner { jobs: Some(jobs), places, threads }) })
+    }
+
+    /// Runs `job` on a thread of the pool; `None`: it panicked. Dropping the future before the job's turn gives it
+    /// up; after that the job runs to its end.
+    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let place = self.inner.places.clone().acquire_owned().await.ok()?;
+        let (reply, answer) = oneshot();
+        self.push(move || {
+            drop(reply.send(job()));
+            drop(place);
+        });
+        answer.await
+    }
+
+    /// Runs `job` some time, and tells nobody. For clean-up, from `drop`.
+    pub fn push(&self, job: impl FnOnce() + Send + 'static) {
+        // A panic must not take the thread with it. It drops the job's reply, which the caller notices.
+        let job = move || {
+            if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                tracing::error!("a job of a disk thread panicked");
+            }
+        };
+        if let Some(jobs) = &self.inner.jobs {
+            // The threads live as long as this handle.
+            drop(jobs.send(Box::new(job)));
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        for thread in self.threads.drain(..) {
+            // Its panics were caught.
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn jobs_run_panics_are_told_and_the_end_waits() {
+        let pool = Pool::start("test").expect("threads");
+        futures_lite::future::block_on(async {
+            assert_eq!(pool.run(|| 7).await, Some(7));
+            for _ in 0..POOL_THREADS {
+                assert_eq!(
+                    pool.run(|| if true {
+                        panic!("on purpose")
+                    })
+                    .await,
+                    None
+                );
+            }
+            assert_eq!(pool.run(|| 8).await, Some(8));
+        });
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..100 {
+            let done = done.clone();
+            pool.push(move || {
+                done.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        drop(pool);
+        assert_eq!(done.load(Ordering::SeqCst), 100);
+    }
+}
