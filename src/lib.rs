@@ -7,7 +7,7 @@
 //! - [`namespace`]: which namespaces exist, and what is counted for each.
 //! - [`config`]: every knob. [`datadir`]: who owns the data directory. [`doctor`]: whether the machine is fit.
 //!   [`cli`]: flags and subcommands.
-//! - [`storage`]: the tiers, and `MultiTier` that joins them.
+//! - [`storage`]: the tiers, and `MultiTier` that joins them. [`stats`]: what is counted there.
 //! - [`protocol`]: what requests mean on the wire. [`server`]: the doors that answer them.
 //! - [`tokio_rt`]: the scheduler of the executor threads.
 
@@ -22,6 +22,7 @@ pub mod policy;
 pub mod protocol;
 pub mod reason;
 pub mod server;
+pub mod stats;
 pub mod storage;
 pub mod tokio_rt;
 pub mod version;
