@@ -1,7 +1,7 @@
 //! The tiers, and what stands behind them.
 //!
-//! `multi_tier` joins the tiers of a shard. `traits` are the contracts of durable storage; `durable` makes a tier of any two that keep them. `memory` holds
-//! the models and doubles. `bridge` carries any `Storage` across threads.
+//! `multi_tier` joins the tiers of a shard. `traits` are the contracts of durable storage; `durable` makes a tier of
+//! any two that keep them. `memory` holds the models and doubles. `bridge` carries any `Storage` across threads.
 
 pub mod bridge;
 pub mod durable;
