@@ -1,0 +1,38 @@
+//! What the node asks of a shard besides objects: a change of policy, and figures.
+
+use engine::{log, mailbox::Reply, slab};
+
+use crate::{namespace::NamespaceSnapshot, policy::VersionedPolicy, server::stats::DoorSnapshot, stats::StatsSnapshot};
+
+/// Commands a shard holds unread at most. Each is answered within a turn of the shard, and the admin door bounds
+/// its own requests far below this.
+pub const COMMANDS_MAX: usize = 256;
+
+/// A message to a shard. Answered on the shard's thread, without waiting for anything.
+pub enum Command {
+    /// Put a policy in force.
+    Policy(VersionedPolicy, Reply<()>),
+    /// Tell what was counted.
+    Report(Reply<Box<ShardReport>>),
+}
+
+/// Everything one shard counts.
+#[derive(Clone, Debug)]
+pub struct ShardReport {
+    /// Tiers, as `MultiTier` sees them.
+    pub tiers: StatsSnapshot,
+    /// By namespace.
+    pub namespaces: Vec<NamespaceSnapshot>,
+    /// The HTTP door.
+    pub door: DoorSnapshot,
+    /// Connections open now.
+    pub connections: u64,
+    /// L0's own figures.
+    pub slab: slab::Stats,
+    /// L2's own figures, if there is an L2.
+    pub log: Option<log::Stats>,
+    /// Why L2 is poisoned, if it is.
+    pub log_poisoned: Option<String>,
+    /// Tasks that ended by a panic.
+    pub task_panics: u64,
+}
