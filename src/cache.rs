@@ -83,6 +83,14 @@ impl CacheKey {
         Self::from_path(path.freeze(), seed)
     }
 
+    /// A key that a store kept with its hash, both from a `CacheKey` under the same seed. `None` when the path is not
+    /// one.
+    #[must_use]
+    pub fn with_hash(path: Bytes, hash: u64) -> Option<Self> {
+        let slash = path.iter().take(NAMESPACE_BYTES_MAX + 1).position(|b| *b == b'/')?;
+        Some(Self { namespace_len: u8::try_from(slash).ok()?, path, hash })
+    }
+
     /// `namespace/key`: the bytes stores keep.
     #[must_use]
     pub fn path(&self) -> &Bytes {

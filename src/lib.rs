@@ -9,6 +9,7 @@
 //!   [`cli`]: flags and subcommands.
 //! - [`storage`]: the tiers, and `MultiTier` that joins them. [`stats`]: what is counted there.
 //! - [`protocol`]: what requests mean on the wire. [`server`]: the doors that answer them.
+//! - [`node`]: the concrete parts, and the order they start and stop in.
 //! - [`tokio_rt`]: the scheduler of the executor threads.
 
 pub mod cache;

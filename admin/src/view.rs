@@ -131,6 +131,8 @@ pub struct ShardView {
     pub connections: u64,
     /// Requests taken from its connections.
     pub requests: u64,
+    /// Requests under way now.
+    pub requests_in_flight: u64,
     /// Whether its loop turns.
     pub heartbeat: HeartbeatView,
 }
@@ -300,6 +302,8 @@ pub struct TotalsView {
     pub connections: u64,
     /// Requests taken.
     pub requests: u64,
+    /// Requests under way now.
+    pub requests_in_flight: u64,
     /// Reads answered from some tier.
     pub hits: u64,
     /// Reads answered with "not here".
@@ -325,6 +329,7 @@ impl TotalsView {
         for shard in shards {
             totals.connections += shard.connections;
             totals.requests += shard.requests;
+            totals.requests_in_flight += shard.requests_in_flight;
             totals.tiers.add(&shard.tiers);
         }
         for namespace in namespaces.values() {

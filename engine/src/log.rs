@@ -171,6 +171,8 @@ pub struct Stats {
     pub objects: u64,
     /// An estimate: objects of one segment are taken to be of one size.
     pub live_bytes: u64,
+    /// Of the file.
+    pub capacity_bytes: u64,
     pub index_entries: u64,
     pub index_slots: u64,
     pub index_bytes: u64,
@@ -322,6 +324,7 @@ impl<D: Device, R: Rt> Log<D, R> {
         Stats {
             objects: state.index.live() as u64,
             live_bytes: state.segments.live_bytes(),
+            capacity_bytes: self.inner.device.len(),
             index_entries: index_entries as u64,
             index_slots: index_slots as u64,
             index_bytes: state.index.bytes() as u64,

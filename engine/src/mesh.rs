@@ -75,6 +75,12 @@ impl<T: Send> Links<T> {
         self.links.len()
     }
 
+    /// The links one by one, by shard; `None` at its own place. Clones of a link share its credits.
+    #[must_use]
+    pub fn into_senders(self) -> Vec<Option<Sender<T>>> {
+        self.links
+    }
+
     /// Waits for a credit of the link and sends. Cancel-safe: a dropped future has sent nothing.
     ///
     /// # Errors

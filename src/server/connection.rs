@@ -208,6 +208,12 @@ impl<R: Rt> Connections<R> {
         self.inner.open.borrow().len()
     }
 
+    /// Connections with a request under way now, from its head to the end of its answer's body.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.inner.open.borrow().values().filter(|link| link.phase.get() == Phase::Busy).count()
+    }
+
     /// Raised when no more connections are to be accepted.
     #[must_use]
     pub fn stopping(&self) -> &Signal {

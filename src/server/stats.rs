@@ -61,6 +61,12 @@ pub struct DoorSnapshot {
 }
 
 impl DoorSnapshot {
+    /// Requests answered, whatever their method and status.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.answers.iter().flatten().chain(&self.other_answers).sum()
+    }
+
     /// Adds another shard's.
     pub fn merge(&mut self, other: &Self) {
         let mine = self.answers.iter_mut().flatten().chain(&mut self.other_answers);

@@ -104,6 +104,15 @@ impl<D: Device, R: Rt> FlashTier<D, R> {
         })
     }
 
+    /// What `precondition` is judged by. Only a client's is worth a read of flash: between tiers the index will do, as
+    /// the log itself lets the highest version win.
+    async fn current(&self, key: &CacheKey, precondition: Precondition) -> Result<Option<Version>, CacheError> {
+        match precondition {
+            Precondition::None | Precondition::OlderThan(_) => Ok(self.served_hint(key)),
+            Precondition::Exists | Precondition::Absent | Precondition::Version(_) => self.live_version(key).await,
+        }
+    }
+
     /// The version of what the index serves for the key's class, without reading flash: a hint.
     fn served_hint(&self, key: &CacheKey) -> Option<Version> {
         let hint = self.0.log.version_hint(key.hash()).map(Version);
@@ -186,8 +195,7 @@ impl<D: Device, R: Rt> Storage for FlashTier<D, R> {
             headers: if fixed.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(fixed) },
         };
         let trust = if found.suspect { Trust::Suspect } else { Trust::Trusted };
-        let hit =
-            FlashHit { log: log.clone(), hash: key.hash(), version: found.version, body: found.body, trust };
+        let hit = FlashHit { log: log.clone(), hash: key.hash(), version: found.version, body: found.body, trust };
         Ok(Found::Hit(meta, hit))
     }
 
@@ -197,11 +205,9 @@ impl<D: Device, R: Rt> Storage for FlashTier<D, R> {
         meta: CacheMeta,
         precondition: Precondition,
     ) -> Result<Self::Miss, CacheError> {
-        if precondition != Precondition::None {
-            let current = self.live_version(key).await?;
-            if !precondition.holds(current) {
-                return Err(CacheError::Precondition { current });
-            }
+        let current = self.current(key, precondition).await?;
+        if !precondition.holds(current) {
+            return Err(CacheError::Precondition { current });
         }
         let staged = self.0.log.stage(key.hash(), meta.length).map_err(failed)?;
         Ok(FlashMiss { tier: self.clone(), key: key.clone(), meta, precondition, staged, whole: false })
@@ -307,15 +313,10 @@ impl<D: Device, R: Rt> MissHandler for FlashMiss<D, R> {
         if meta.checksum.is_some_and(|announced| announced != staged.checksum()) {
             return Err(CacheError::Refused(Reason::BodyMismatch));
         }
-        let replaced = if precondition == Precondition::None {
-            tier.served_hint(&key)
-        } else {
-            let current = tier.live_version(&key).await?;
-            if !precondition.holds(current) {
-                return Err(CacheError::Precondition { current });
-            }
-            current
-        };
+        let replaced = tier.current(&key, precondition).await?;
+        if !precondition.holds(replaced) {
+            return Err(CacheError::Precondition { current: replaced });
+        }
         let shared = &tier.0;
         if meta.version == Version::NONE {
             let held = shared.log.version_hint(key.hash()).map_or(Version::NONE, Version);

@@ -13,7 +13,7 @@ fn an_object_that_outgrows_the_l0_gate_in_mid_stream_ends_in_l2_and_l3_only() {
 
     let answer = client.request("PUT", "/gates/grows", &[], &Body::Chunked(&body, 10_000));
     assert_eq!(answer.status, 201, "{answer:?}");
-    assert_eq!(answer.header("strata-stored"), "L0=?0;reason=gate, L1=?0;reason=tier-off, L2, L3", "{answer:?}");
+    assert_eq!(answer.header("strata-stored"), "L2, L3, L0=?0;reason=gate, L1=?0;reason=tier-off", "{answer:?}");
     let read = client.get("/gates/grows");
     assert_eq!((read.status, read.tier()), (200, "l2"));
     assert!(read.body == body);
@@ -82,7 +82,7 @@ fn namespaces_choose_their_tiers_and_count_apart() {
         "L0, L1=?0;reason=tier-off, L2=?0;reason=on-evict, L3=?0;reason=tier-off"
     );
     let large = client.put("/scratch/large", &[1; 5000]);
-    assert_eq!(large.header("strata-stored"), "L0=?0;reason=gate, L1=?0;reason=tier-off, L2, L3=?0;reason=tier-off");
+    assert_eq!(large.header("strata-stored"), "L2, L0=?0;reason=gate, L1=?0;reason=tier-off, L3=?0;reason=tier-off");
     assert_eq!(client.get("/scratch/large").tier(), "l2");
     assert_eq!(client.put("/vault/a", &[1; 100]).status, 201);
     for _ in 0..2 {

@@ -96,6 +96,7 @@ pub(crate) fn stats() -> StatsView {
         },
         connections: 3,
         requests: 100,
+        requests_in_flight: 1,
         heartbeat: HeartbeatView { beats: 9, age_ms: 5, gap_ms_max: 1250 },
     };
     let shards = vec![shard(0), shard(1)];

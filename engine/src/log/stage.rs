@@ -252,6 +252,12 @@ impl<D: Device, R: Rt> StagedWrite<D, R> {
         self.chunked + self.tail.len() as u64
     }
 
+    /// CRC-32 of the body bytes taken so far.
+    #[must_use]
+    pub fn checksum(&self) -> u32 {
+        self.crc.clone().finalize()
+    }
+
     /// Commits under `commit.version`; see [`StagedWrite::commit_if`].
     ///
     /// # Errors

@@ -25,11 +25,22 @@ pub struct Heart {
     shard: ShardId,
     beats: AtomicU64,
     state: AtomicU8,
+    born: Instant,
+    /// Microseconds from `born` to the last beat.
+    last_us: AtomicU64,
+    gap_us_max: AtomicU64,
 }
 
 impl Heart {
     pub(super) fn new(shard: ShardId) -> Arc<Self> {
-        Arc::new(Self { shard, beats: AtomicU64::new(0), state: AtomicU8::new(NOT_STARTED) })
+        Arc::new(Self {
+            shard,
+            beats: AtomicU64::new(0),
+            state: AtomicU8::new(NOT_STARTED),
+            born: Instant::now(),
+            last_us: AtomicU64::new(0),
+            gap_us_max: AtomicU64::new(0),
+        })
     }
 
     /// Whose it is.
@@ -44,6 +55,18 @@ impl Heart {
         self.beats.load(Ordering::Relaxed)
     }
 
+    /// Time since the last beat; while the shard runs, much more than [`super::HEARTBEAT`] is a stall.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.born.elapsed().saturating_sub(Duration::from_micros(self.last_us.load(Ordering::Relaxed)))
+    }
+
+    /// The longest time between two beats so far.
+    #[must_use]
+    pub fn gap_max(&self) -> Duration {
+        Duration::from_micros(self.gap_us_max.load(Ordering::Relaxed))
+    }
+
     /// Whether the shard runs: started, and not ended.
     #[must_use]
     pub fn is_running(&self) -> bool {
@@ -51,7 +74,12 @@ impl Heart {
     }
 
     pub(super) fn beat(&self) {
-        self.beats.fetch_add(1, Ordering::Relaxed);
+        let now_us = u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let last_us = self.last_us.swap(now_us, Ordering::Relaxed);
+        // Up to the first beat the shard was starting.
+        if self.beats.fetch_add(1, Ordering::Relaxed) > 0 {
+            self.gap_us_max.fetch_max(now_us.saturating_sub(last_us), Ordering::Relaxed);
+        }
     }
 
     pub(super) fn start(&self) {
