@@ -20,8 +20,10 @@
 pub mod blob_format;
 pub mod hit;
 pub mod local;
+pub mod manifest_format;
 pub mod pool;
 pub mod purges;
+pub mod redb;
 pub mod room;
 pub mod stats;
 pub mod sweep;

@@ -5,6 +5,7 @@ mod bridge;
 mod durable;
 mod local;
 mod memory;
+mod redb;
 mod storage;
 mod stores;
 mod support;

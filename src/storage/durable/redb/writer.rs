@@ -1,0 +1,323 @@
+//! The thread that writes: everything that waits goes into one transaction.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, PoisonError},
+    thread::{self, JoinHandle},
+};
+
+use engine::mailbox::{Receiver, Reply};
+use redb::{Database, ReadableTable, ReadableTableMetadata, Table};
+
+use super::{
+    CHANGES, CHANGES_MAX, MANIFESTS, META, PURGES, Shared, decode, failed,
+    open::{Counters, begin},
+    write_change, write_scope,
+};
+use crate::{
+    cache::{Cause, Version},
+    storage::{
+        durable::{
+            Poisoned, manifest_format,
+            room::{Room, panicked},
+        },
+        traits::{Body, Manifest, PURGE_RECORDS_MAX, PurgeRecord, StoreError, Swap},
+    },
+};
+
+/// Mutations that may wait for the writer; more callers wait for a credit.
+pub const QUEUE_MAX: usize = 512;
+
+/// Mutations in one transaction.
+pub const BATCH_MAX: usize = 256;
+
+/// Bytes of manifests after which a transaction takes no more.
+pub const BATCH_BYTES_MAX: u64 = 8 << 20;
+
+pub(super) enum Mutation {
+    Put { expected: Option<Version>, manifest: Manifest },
+    Delete { path: Vec<u8>, expected: Version },
+    Touch { path: Vec<u8>, expected: Version, expires_ms: Option<u64> },
+    PutPurge(PurgeRecord),
+    RetirePurge(PurgeRecord),
+}
+
+impl Mutation {
+    /// About the bytes it adds.
+    fn bytes(&self) -> u64 {
+        match self {
+            Mutation::Put { manifest, .. } => {
+                let inline = match &manifest.body {
+                    Body::Inline(bytes) => bytes.len(),
+                    Body::Blob(_) | Body::Tombstone => 0,
+                };
+                (manifest_format::HEAD_BYTES + manifest.path.len() + manifest.headers.len() + inline) as u64
+            }
+            _ => manifest_format::HEAD_BYTES as u64,
+        }
+    }
+}
+
+pub(super) struct Job {
+    pub(super) mutation: Mutation,
+    pub(super) reply: Reply<Result<Swap, StoreError>>,
+}
+
+/// Starts the writer. It ends, with all that was queued committed, when every sender is gone.
+pub(super) fn start(
+    db: Arc<Database>,
+    mut jobs: Receiver<Job>,
+    shared: Arc<Shared>,
+    room: Room,
+    counters: Counters,
+) -> io::Result<JoinHandle<()>> {
+    let mut writer = Writer { db, shared, room, counters };
+    thread::Builder::new().name("index-writer".into()).spawn(move || {
+        while let Some(first) = jobs.recv_blocking() {
+            let mut bytes = first.mutation.bytes();
+            let mut batch = vec![first];
+            while batch.len() < BATCH_MAX
+                && bytes < BATCH_BYTES_MAX
+                && let Ok(job) = jobs.try_recv()
+            {
+                bytes += job.mutation.bytes();
+                batch.push(job);
+            }
+            writer.write(batch, bytes);
+        }
+    })
+}
+
+struct Writer {
+    db: Arc<Database>,
+    shared: Arc<Shared>,
+    room: Room,
+    counters: Counters,
+}
+
+/// Why a whole batch was not committed.
+enum Failure {
+    /// Before the commit: nothing has changed.
+    Certain(StoreError),
+    /// In the commit.
+    InDoubt(Cause),
+}
+
+impl<E: Into<redb::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Certain(failed(error))
+    }
+}
+
+impl Writer {
+    fn write(&mut self, batch: Vec<Job>, bytes: u64) {
+        let poisoned = self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(cause) = poisoned {
+            let failed = StoreError::Failed(Arc::new(Poisoned(cause)));
+            return batch.into_iter().for_each(|job| drop(job.reply.send(Err(failed.clone()))));
+        }
+        let disk = self.room.check_disk(bytes);
+        let (mutations, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|job| (job.mutation, job.reply)).unzip();
+        let outcomes = match catch_unwind(AssertUnwindSafe(|| self.transact(mutations, &disk))) {
+            Ok(Ok(outcomes)) => outcomes,
+            Ok(Err(Failure::Certain(error))) => vec![Err(error); replies.len()],
+            Ok(Err(Failure::InDoubt(cause))) => {
+                tracing::error!(error = %cause, "a commit of the index failed: writes are off until the next start");
+                *self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.clone());
+                vec![Err(StoreError::Unknown(cause)); replies.len()]
+            }
+            Err(_) => {
+                tracing::error!("the index writer panicked: writes are off until the next start");
+                let StoreError::Unknown(cause) = panicked() else { return };
+                *self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.clone());
+                vec![Err(StoreError::Unknown(cause)); replies.len()]
+            }
+        };
+        // Whoever left meanwhile does not want to know.
+        replies.into_iter().zip(outcomes).for_each(|(reply, outcome)| drop(reply.send(outcome)));
+    }
+
+    /// One transaction; gives the outcome of each mutation.
+    fn transact(
+        &mut self,
+        mutations: Vec<Mutation>,
+        disk: &Result<(), StoreError>,
+    ) -> Result<Vec<Result<Swap, StoreError>>, Failure> {
+        let write = begin(&self.db)?;
+        let count = mutations.len();
+        let mut counters = self.counters;
+        let mut outcomes = Vec::with_capacity(count);
+        {
+            let mut batch = Batch {
+                manifests: write.open_table(MANIFESTS)?,
+                changes: write.open_table(CHANGES)?,
+                purges: write.open_table(PURGES)?,
+                counters: &mut counters,
+                bytes_before: self.counters.bytes,
+                room: &self.room,
+                shared: &self.shared,
+                disk,
+            };
+            for mutation in mutations {
+                outcomes.push(batch.apply(mutation)?);
+            }
+            counters.store(&mut write.open_table(META)?)?;
+        }
+        if !outcomes.iter().any(|outcome| matches!(outcome, Ok(Swap::Done))) {
+            // Nothing to make durable: no fsync for a lost race.
+            write.abort()?;
+            return Ok(outcomes);
+        }
+        write.commit().map_err(|error| Failure::InDoubt(Arc::new(error)))?;
+        self.counters = counters;
+        self.room.set_index(counters.bytes);
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.commits += 1;
+        stats.mutations += count as u64;
+        stats.commit_sizes[[1, 4, 16, 64].iter().position(|size| count <= *size).unwrap_or(4)] += 1;
+        counters.show(&mut stats);
+        Ok(outcomes)
+    }
+}
+
+/// One transaction being filled.
+struct Batch<'a, 't> {
+    manifests: Table<'t, &'static [u8], &'static [u8]>,
+    changes: Table<'t, u64, &'static [u8]>,
+    purges: Table<'t, &'static [u8], u64>,
+    counters: &'a mut Counters,
+    bytes_before: u64,
+    room: &'a Room,
+    shared: &'a Shared,
+    disk: &'a Result<(), StoreError>,
+}
+
+/// An entry as the counters see it.
+struct Old {
+    /// `None`: damaged.
+    manifest: Option<Manifest>,
+    bytes: u64,
+}
+
+impl Batch<'_, '_> {
+    fn apply(&mut self, mutation: Mutation) -> Result<Result<Swap, StoreError>, redb::Error> {
+        match mutation {
+            Mutation::Put { expected, manifest } => self.put(expected, &manifest),
+            Mutation::Delete { path, expected } => self.delete(&path, expected),
+            Mutation::Touch { path, expected, expires_ms } => self.touch(&path, expected, expires_ms),
+            Mutation::PutPurge(record) => self.put_purge(&record),
+            Mutation::RetirePurge(record) => {
+                let scope = write_scope(&record.scope);
+                let there = self.purges.get(&scope[..])?.is_some_and(|version| version.value() == record.version.0);
+                if !there {
+                    return Ok(Ok(Swap::Conflict(None)));
+                }
+                self.purges.remove(&scope[..])?;
+                Ok(Ok(Swap::Done))
+            }
+        }
+    }
+
+    fn old(&self, path: &[u8]) -> Result<Option<Old>, redb::Error> {
+        Ok(self.manifests.get(path)?.map(|value| {
+            let bytes = (path.len() + value.value().len()) as u64;
+            Old { manifest: decode(self.shared, path, value.value()).ok(), bytes }
+        }))
+    }
+
+    /// A damaged entry counts as none: a new one may replace it.
+    fn put(&mut self, expected: Option<Version>, manifest: &Manifest) -> Result<Result<Swap, StoreError>, redb::Error> {
+        let old = self.old(&manifest.path)?;
+        let current = old.as_ref().and_then(|old| old.manifest.as_ref()).map(|manifest| manifest.version);
+        if current != expected {
+            return Ok(Ok(Swap::Conflict(current)));
+        }
+        let value = manifest_format::encode(manifest);
+        if manifest.body != Body::Tombstone {
+            let more =
+                ((manifest.path.len() + value.len()) as u64).saturating_sub(old.as_ref().map_or(0, |old| old.bytes));
+            let grown = (self.counters.bytes + more).saturating_sub(self.bytes_before);
+            if let Err(full) = self.disk.clone().and_then(|()| self.room.check_index(grown)) {
+                return Ok(Err(full));
+            }
+        }
+        self.manifests.insert(&manifest.path[..], &value[..])?;
+        self.recount(old, Some((manifest, value.len())));
+        self.note(&manifest.path, manifest.version, manifest.body != Body::Tombstone)?;
+        Ok(Ok(Swap::Done))
+    }
+
+    fn delete(&mut self, path: &[u8], expected: Version) -> Result<Result<Swap, StoreError>, redb::Error> {
+        let old = self.old(path)?;
+        let current = old.as_ref().and_then(|old| old.manifest.as_ref()).map(|manifest| manifest.version);
+        if current != Some(expected) {
+            return Ok(Ok(Swap::Conflict(current)));
+        }
+        self.manifests.remove(path)?;
+        self.recount(old, None);
+        self.note(path, expected, false)?;
+        Ok(Ok(Swap::Done))
+    }
+
+    fn touch(
+        &mut self,
+        path: &[u8],
+        expected: Version,
+        expires_ms: Option<u64>,
+    ) -> Result<Result<Swap, StoreError>, redb::Error> {
+        let Some(mut manifest) = self.old(path)?.and_then(|old| old.manifest) else {
+            return Ok(Ok(Swap::Conflict(None)));
+        };
+        if manifest.version != expected {
+            return Ok(Ok(Swap::Conflict(Some(manifest.version))));
+        }
+        manifest.expires_ms = expires_ms;
+        // Of the same length: the counters stay.
+        self.manifests.insert(path, &manifest_format::encode(&manifest)[..])?;
+        self.note(path, expected, manifest.body != Body::Tombstone)?;
+        Ok(Ok(Swap::Done))
+    }
+
+    fn put_purge(&mut self, record: &PurgeRecord) -> Result<Result<Swap, StoreError>, redb::Error> {
+        let scope = write_scope(&record.scope);
+        let old = self.purges.get(&scope[..])?.map(|version| version.value());
+        if old.is_none() && self.purges.len()? >= PURGE_RECORDS_MAX as u64 {
+            return Ok(Ok(Swap::Conflict(None)));
+        }
+        self.purges.insert(&scope[..], record.version.0.max(old.unwrap_or(0)))?;
+        self.counters.newest = self.counters.newest.max(record.version.0);
+        Ok(Ok(Swap::Done))
+    }
+
+    fn recount(&mut self, old: Option<Old>, new: Option<(&Manifest, usize)>) {
+        let counters = &mut *self.counters;
+        let inline = |manifest: &Manifest| match &manifest.body {
+            Body::Inline(bytes) => bytes.len() as u64,
+            Body::Blob(_) | Body::Tombstone => 0,
+        };
+        if let Some(old) = old {
+            counters.bytes = counters.bytes.saturating_sub(old.bytes);
+            // Of a damaged entry it is not known what it was: taken for an object, as most are.
+            let tombstone = old.manifest.as_ref().is_some_and(|manifest| manifest.body == Body::Tombstone);
+            let count = if tombstone { &mut counters.tombstones } else { &mut counters.objects };
+            *count = count.saturating_sub(1);
+            counters.bytes_inline = counters.bytes_inline.saturating_sub(old.manifest.as_ref().map_or(0, inline));
+        }
+        if let Some((manifest, value_bytes)) = new {
+            counters.bytes += (manifest.path.len() + value_bytes) as u64;
+            counters.bytes_inline += inline(manifest);
+            *(if manifest.body == Body::Tombstone { &mut counters.tombstones } else { &mut counters.objects }) += 1;
+            counters.newest = counters.newest.max(manifest.version.0);
+        }
+    }
+
+    fn note(&mut self, path: &[u8], version: Version, live: bool) -> Result<(), redb::Error> {
+        self.counters.changed += 1;
+        self.changes.insert(self.counters.changed, &write_change(version, live, path)[..])?;
+        if let Some(forgotten) = self.counters.changed.checked_sub(CHANGES_MAX) {
+            self.changes.remove(forgotten)?;
+        }
+        Ok(())
+    }
+}
