@@ -18,6 +18,7 @@
 //! Left to others: which thread it runs on (`executor`), and what the stores keep their promises with.
 
 pub mod blob_format;
+pub mod executor;
 pub mod hit;
 pub mod local;
 pub mod manifest_format;

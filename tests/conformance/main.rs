@@ -3,6 +3,7 @@
 
 mod bridge;
 mod durable;
+mod embedded;
 mod local;
 mod memory;
 mod redb;

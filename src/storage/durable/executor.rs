@@ -1,0 +1,283 @@
+//! The durable executor: the thread that owns the embedded L3.
+//!
+//! One thread with a tokio scheduler runs [`DurableTier`] over [`LocalBlobStore`] and [`RedbIndexStore`], serves it
+//! to its clients through [`bridge`](crate::storage::bridge) and sweeps it; the disk is touched by its pools and the
+//! index writer only. The directory:
+//!
+//! ```text
+//! index.redb       manifests (redb)
+//! blobs/ tmp/      bodies (local)
+//! ```
+//!
+//! Start: the index first, because it knows the format and refuses before anything is changed; then the blobs.
+//! Stop: no new requests, those under way are finished within [`STOP_GRACE`], then the writer commits what is queued
+//! and the file is closed. Blobs and index have pools of their own, so that large bodies do not starve small reads.
+
+use std::{
+    fs, io,
+    path::PathBuf,
+    rc::Rc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use engine::{
+    clock::Clock,
+    mailbox::{Receiver, Reply, Sender, mailbox, oneshot},
+    rt::Rt,
+};
+use futures_lite::future::or;
+
+use super::{
+    DurableSettings, DurableTier,
+    local::{LocalBlobStore, LocalStats},
+    pool::Pool,
+    redb::{IndexStats, OpenError, RedbIndexStore},
+    room::{Room, Used},
+    stats::TierStats,
+};
+use crate::{
+    cache::{CacheError, Version},
+    reason::Reason,
+    storage::{
+        bridge::{Ask, Bridge, serve_until},
+        traits::{PurgeRecord, PurgeScope, StoreError},
+    },
+    tokio_rt::TokioRt,
+    version::VersionClock,
+};
+
+/// Requests one client may have waiting in the executor's mailbox; at the bound it waits for a credit.
+pub const CREDITS_PER_CLIENT: usize = 256;
+
+/// Control requests that may wait; at the bound their senders wait.
+pub const CONTROL_MAX: usize = 16;
+
+/// How long a stop waits for what is under way.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+const INDEX_FILE: &str = "index.redb";
+
+/// What the executor is started with.
+#[derive(Clone, Debug)]
+pub struct DurableConfig {
+    /// Where everything is kept; made if need be. The caller holds the lock of the data directory.
+    pub dir: PathBuf,
+    /// Most bytes of blobs and manifests together; `None`: only the disk's reserve limits them.
+    pub bytes_max: Option<u64>,
+    /// Share of the file system kept free, 0 to 1.
+    pub disk_reserve: f64,
+    /// Memory for the index's pages, in bytes.
+    pub index_cache_bytes: usize,
+    /// This node, in versions.
+    pub node_id: u16,
+    /// How many [`Bridge`]s are handed out.
+    pub clients: usize,
+    /// Times of the tier and its sweep.
+    pub settings: DurableSettings,
+}
+
+/// Why the executor did not start. Nothing was changed when the index refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The index file cannot be used.
+    #[error(transparent)]
+    Index(#[from] OpenError),
+    /// The directory cannot be used, or the system has no more threads.
+    #[error("{}: {source}", dir.display())]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A store failed at its first use.
+    #[error("the durable tier does not open")]
+    Store(#[source] StoreError),
+    /// The thread ended before it said anything: a bug. The log has the cause.
+    #[error("the durable executor ended while it started")]
+    Ended,
+}
+
+/// Everything the embedded L3 counts.
+#[derive(Clone, Debug, Default)]
+pub struct DurableStats {
+    /// The tier and its sweep.
+    pub tier: TierStats,
+    /// The blob files.
+    pub blobs: LocalStats,
+    /// The index.
+    pub index: IndexStats,
+    /// Bytes in use.
+    pub used: Used,
+}
+
+enum Control {
+    Stats(Reply<DurableStats>),
+    PurgeScope(PurgeScope, Reply<Result<Option<PurgeRecord>, CacheError>>),
+    FlashLapped(Version),
+    Stop,
+}
+
+/// What can be asked of the executor beside its data. Clones share one queue; usable on any thread.
+#[derive(Clone)]
+pub struct DurableControl {
+    sender: Sender<Control>,
+}
+
+impl DurableControl {
+    /// The counters now; `None`: the executor is gone.
+    pub async fn stats(&self) -> Option<DurableStats> {
+        let (reply, answer) = oneshot();
+        self.sender.send(Control::Stats(reply)).await.ok()?;
+        answer.await
+    }
+
+    /// See [`DurableTier::purge_scope`].
+    ///
+    /// # Errors
+    /// As there, or the executor is gone.
+    pub async fn purge_scope(&self, scope: PurgeScope) -> Result<Option<PurgeRecord>, CacheError> {
+        let (reply, answer) = oneshot();
+        let gone = || CacheError::Unavailable { reason: Reason::Unavailable, cause: None };
+        self.sender.send(Control::PurgeScope(scope, reply)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or(Err(CacheError::OutcomeUnknown { base: None, cause: None }))
+    }
+
+    /// See [`DurableTier::flash_lapped`].
+    pub async fn flash_lapped(&self, version: Version) {
+        // An executor that is gone retires no purge records.
+        drop(self.sender.send(Control::FlashLapped(version)).await);
+    }
+}
+
+/// The running executor. Dropping it stops it, as [`DurableExecutor::stop`] does.
+pub struct DurableExecutor {
+    control: DurableControl,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl DurableExecutor {
+    /// Starts the thread and waits until the stores are open: after an unclean stop that reads the index file and
+    /// lists the blobs. Gives one bridge per client.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start<C: Clock + Send>(config: DurableConfig, clock: C) -> Result<(Self, Vec<Bridge>), StartError> {
+        let controls = mailbox(CONTROL_MAX);
+        let sender = controls.sender(CONTROL_MAX).ok_or(StartError::Ended)?;
+        let (started, starts) = oneshot();
+        let dir = config.dir.clone();
+        let run = move || {
+            if let Err(error) = TokioRt::run(clock, async |rt| run(rt, config, controls, started).await) {
+                tracing::error!(%error, "the durable executor has no scheduler");
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("durable".into())
+            .spawn(run)
+            .map_err(|source| StartError::Io { dir, source })?;
+        let bridges = starts.wait_blocking().unwrap_or(Err(StartError::Ended));
+        let executor = Self { control: DurableControl { sender }, thread: Some(thread) };
+        // On an error the drop of `executor` waits for the thread, which has closed what it had opened.
+        Ok((executor, bridges?))
+    }
+
+    /// A handle to its counters and controls.
+    #[must_use]
+    pub fn control(&self) -> DurableControl {
+        self.control.clone()
+    }
+
+    /// Stops in order, and waits for it: at most [`STOP_GRACE`] and the commits under way. Blocks. Requests that were
+    /// not taken up fail at their clients.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for DurableExecutor {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        drop(futures_lite::future::block_on(self.control.sender.send(Control::Stop)));
+        if thread.join().is_err() {
+            tracing::error!("the durable executor panicked");
+        }
+    }
+}
+
+type EmbeddedTier<C> = DurableTier<LocalBlobStore<C>, RedbIndexStore, TokioRt<C>>;
+
+struct Opened<C: Clock> {
+    tier: EmbeddedTier<C>,
+    room: Room,
+}
+
+async fn open<C: Clock>(rt: &TokioRt<C>, config: &DurableConfig) -> Result<Opened<C>, StartError> {
+    let io = |source| StartError::Io { dir: config.dir.clone(), source };
+    fs::create_dir_all(&config.dir).map_err(io)?;
+    let room = Room::new(&config.dir, config.bytes_max, config.disk_reserve);
+    let file = config.dir.join(INDEX_FILE);
+    let index_pool = Pool::start("index").map_err(io)?;
+    let index = RedbIndexStore::open(&file, config.index_cache_bytes, index_pool, room.clone())?;
+    let blob_pool = Pool::start("blobs").map_err(io)?;
+    let blobs = LocalBlobStore::open(&config.dir, rt.clock().clone(), blob_pool, room.clone()).map_err(io)?;
+    let versions = VersionClock::new(config.node_id);
+    let tier = DurableTier::open(rt.clone(), blobs, index, versions, config.settings).await;
+    Ok(Opened { tier: tier.map_err(StartError::Store)?, room })
+}
+
+async fn run<C: Clock>(
+    rt: TokioRt<C>,
+    config: DurableConfig,
+    controls: Receiver<Control>,
+    started: Reply<Result<Vec<Bridge>, StartError>>,
+) {
+    let opened = match open(&rt, &config).await {
+        Ok(opened) => opened,
+        Err(error) => return drop(started.send(Err(error))),
+    };
+    let asks = mailbox::<Ask>(config.clients * CREDITS_PER_CLIENT);
+    // The capacity is exactly theirs.
+    let bridges = (0..config.clients).filter_map(|_| asks.sender(CREDITS_PER_CLIENT)).map(Bridge::new).collect();
+    opened.tier.start_sweep();
+    let tier = opened.tier.clone();
+    let (stop, stops) = oneshot();
+    let (stopping, stopped) = oneshot();
+    rt.spawn(control(controls, opened, stop));
+    if started.send(Ok(bridges)).is_err() {
+        return;
+    }
+    let stop = async move {
+        stops.await;
+        drop(stopping.send(()));
+    };
+    let grace = async {
+        stopped.await;
+        rt.sleep(STOP_GRACE).await;
+        tracing::warn!("the durable executor stops with requests under way");
+    };
+    or(serve_until(rt.clone(), Rc::new(tier), asks, stop), grace).await;
+}
+
+/// Answers controls until it is told to stop, or nobody can tell it any more.
+async fn control<C: Clock>(mut controls: Receiver<Control>, opened: Opened<C>, stop: Reply<()>) {
+    let Opened { tier, room } = opened;
+    while let Some(control) = controls.recv().await {
+        match control {
+            Control::Stats(reply) => {
+                let stats = DurableStats {
+                    tier: tier.stats(),
+                    blobs: tier.blobs().stats(),
+                    index: tier.index().stats(),
+                    used: room.used(),
+                };
+                drop(reply.send(stats));
+            }
+            Control::PurgeScope(scope, reply) => drop(reply.send(tier.purge_scope(scope).await)),
+            Control::FlashLapped(version) => tier.flash_lapped(version),
+            Control::Stop => break,
+        }
+    }
+    drop(stop.send(()));
+}
