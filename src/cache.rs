@@ -411,6 +411,14 @@ pub enum Found<H> {
 }
 
 impl<H> Found<H> {
+    /// The same with another kind of hit.
+    pub fn map<T>(self, change: impl FnOnce(H) -> T) -> Found<T> {
+        match self {
+            Found::Hit(meta, hit) => Found::Hit(meta, change(hit)),
+            Found::Miss(reason) => Found::Miss(reason),
+        }
+    }
+
     /// The hit, if it is one.
     pub fn hit(self) -> Option<(CacheMeta, H)> {
         match self {

@@ -84,7 +84,7 @@ pub struct ShardStats {
     pub in_doubt: Cell<u64>,
     /// Durable commits whose outcome was unknown when they ended.
     pub outcomes_unknown: Cell<u64>,
-    /// Look-ups and fills registered in the key table: a gauge.
+    /// Look-ups below L0 and fills that are registered in the key table: a gauge.
     pub fills: Cell<u64>,
     /// Bytes between writers or readers and tiers that run behind them: a gauge.
     pub lane_bytes: Cell<u64>,

@@ -15,7 +15,8 @@
 //! key's floor to the new version, and from then on no read is given an older copy, whatever order L0, L1 and L2
 //! are brought up in. In a cache-only namespace the floor is raised once L2 has forgotten (or superseded) the old
 //! copy. Before that instant the commit may already be visible in L3 to a read that found nothing above; what such
-//! a read shows becomes the floor as well, so the next read does not fall behind it.
+//! a read shows becomes the floor as well, so the next read does not fall behind it. Look-ups below L0 are
+//! registered, and the floor stays as long as one of them is under way: it may come back late with an old copy.
 //!
 //! *Nothing old after the acknowledgement.* A commit publishes the new version in a tier or removes older ones from
 //! it, in every tier that exists, used by the namespace or not (its policy may change). Fills registered before the
@@ -151,7 +152,7 @@ pub struct Settings {
     pub lane_bytes_max: usize,
     /// Bytes evicted from L0 that may wait for L2; beyond, they are dropped.
     pub demote_bytes_max: usize,
-    /// Look-ups that may be registered for fills at a time (each may fill three tiers); beyond, reads fill nothing.
+    /// Look-ups below L0 and fills under way; beyond, further reads fill nothing.
     pub fills_max: usize,
     /// Durable commits that run or whose outcome is unknown; beyond, durable commits are refused.
     pub in_doubt_max: usize,

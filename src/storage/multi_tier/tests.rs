@@ -9,6 +9,7 @@ mod gates;
 mod history;
 #[path = "../../../tests/sim/oracle.rs"]
 mod oracle;
+mod parts;
 mod promotion;
 
 use std::{cell::RefCell, future::Future, rc::Rc, sync::Arc};
@@ -23,7 +24,7 @@ use engine::{
 };
 use serde_json::{Value, json};
 
-use self::double::{Double, Stalls};
+use self::double::{Blobs, Double, Index, Real, Stalls, Under as UnderDouble};
 use super::{Context, MultiTier, Sabotage, Settings, Stack};
 use crate::{
     cache::{
@@ -34,7 +35,7 @@ use crate::{
     policy::{Policy, VersionedPolicy},
     reason::Reason,
     stats::ShardStats,
-    storage::memory::MemoryStore,
+    storage::{durable::DurableSettings, memory::MemoryStore},
     version::VersionClock,
 };
 
@@ -48,6 +49,8 @@ struct World {
     l1: Store,
     l2: Store,
     l3: Store,
+    /// What the real durable tier stands on, if that is L3 and `l3` is not used.
+    real: Option<(Blobs, Index)>,
     stalls: Stalls,
     tier: Under,
 }
@@ -60,6 +63,7 @@ struct Setup {
     sabotage: Sabotage,
     l0_bytes: u64,
     l1: bool,
+    real_l3: bool,
 }
 
 impl Default for Setup {
@@ -71,6 +75,7 @@ impl Default for Setup {
             sabotage: Sabotage::default(),
             l0_bytes: 1 << 20,
             l1: false,
+            real_l3: false,
         }
     }
 }
@@ -103,12 +108,23 @@ impl World {
         };
         let (l0, l1) = (store(Tier::L0, setup.l0_bytes, 1), store(Tier::L1, 1 << 20, 1));
         let (l2, l3) = (store(Tier::L2, 1 << 20, 1), store(Tier::L3, 1 << 30, 1));
-        let tier = Self::tier(&sim, &stalls, [&l0, &l1, &l2, &l3], &setup);
-        Self { sim, l0, l1, l2, l3, stalls, tier }
+        let real = setup.real_l3.then(|| (Blobs::new(sim.rt()), Index::new(sim.rt())));
+        let tier = Self::tier(&sim, &stalls, [&l0, &l1, &l2, &l3], real.as_ref(), &setup);
+        Self { sim, l0, l1, l2, l3, real, stalls, tier }
     }
 
-    fn tier(sim: &Sim, stalls: &Stalls, stores: [&Store; 4], setup: &Setup) -> Under {
-        let double = |tier: Tier| Double::new(tier, stores[tier as usize].clone(), sim.rt(), stalls.clone());
+    fn tier(sim: &Sim, stalls: &Stalls, stores: [&Store; 4], real: Option<&(Blobs, Index)>, setup: &Setup) -> Under {
+        let double = |tier: Tier| {
+            let under = match real.filter(|_| tier == Tier::L3) {
+                Some((blobs, index)) => {
+                    let (blobs, index, settings) = (blobs.clone(), index.clone(), DurableSettings::default());
+                    let opened = Real::open(sim.rt(), blobs, index, VersionClock::new(1), settings);
+                    UnderDouble::Real(sim.block_on(opened).expect("opens"))
+                }
+                None => UnderDouble::Store(stores[tier as usize].clone()),
+            };
+            Double::new(tier, under, sim.rt(), stalls.clone())
+        };
         let policy = Policy::from_json(&setup.policy).expect("a policy");
         let policy = VersionedPolicy { version: 1, policy: Arc::new(policy) };
         let stack = Stack {

@@ -1,4 +1,5 @@
-//! A double that takes its time: before and after each operation it may stall, as a seed decides.
+//! A double that takes its time: before and after each operation it may stall, as a seed decides. Under it is a
+//! [`Store`], or, for L3, the real durable tier over stores in memory.
 
 use std::{cell::Cell, ops::Range, rc::Rc, time::Duration};
 
@@ -12,6 +13,10 @@ use crate::{
         Tier, Trust, Version,
     },
     reason::Reason,
+    storage::{
+        durable::DurableTier,
+        memory::{InMemoryBlobStore, InMemoryIndexStore},
+    },
 };
 
 /// How often and how long doubles stall. Clones are the same.
@@ -35,10 +40,27 @@ impl Stalls {
     }
 }
 
-/// A [`Store`] that stalls.
+pub(super) type Blobs = InMemoryBlobStore<SimRt>;
+pub(super) type Index = InMemoryIndexStore<SimRt>;
+pub(super) type Real = DurableTier<Blobs, Index, SimRt>;
+
+/// What is under a double.
+#[derive(Clone)]
+pub(super) enum Under {
+    Store(Store),
+    Real(Real),
+}
+
+/// Of either.
+pub(super) enum Either<S, R> {
+    Store(S),
+    Real(R),
+}
+
+/// A tier that stalls.
 pub(super) struct Double {
     tier: Tier,
-    store: Store,
+    under: Under,
     rt: SimRt,
     stalls: Stalls,
 }
@@ -70,8 +92,8 @@ impl Pace {
 }
 
 impl Double {
-    pub(super) fn new(tier: Tier, store: Store, rt: SimRt, stalls: Stalls) -> Self {
-        Self { tier, store, rt, stalls }
+    pub(super) fn new(tier: Tier, under: Under, rt: SimRt, stalls: Stalls) -> Self {
+        Self { tier, under, rt, stalls }
     }
 
     fn pace(&self) -> Pace {
@@ -94,14 +116,14 @@ impl Storage for Double {
         if stalls {
             pace.stall().await;
         }
-        let found = self.store.find(key).await;
+        let found = match &self.under {
+            Under::Store(store) => store.find(key).await.map(|found| found.map(Either::Store)),
+            Under::Real(real) => real.find(key).await.map(|found| found.map(Either::Real)),
+        };
         if stalls {
             pace.stall().await;
         }
-        Ok(match found? {
-            Found::Hit(meta, hit) => Found::Hit(meta, DoubleHit { hit, pace }),
-            Found::Miss(reason) => Found::Miss(reason),
-        })
+        Ok(found?.map(|hit| DoubleHit { hit, pace }))
     }
 
     async fn get_miss_handler(
@@ -112,15 +134,21 @@ impl Storage for Double {
     ) -> Result<DoubleMiss, CacheError> {
         let pace = self.pace();
         pace.stall().await;
-        let miss = self.store.get_miss_handler(key, meta, precondition).await;
+        let miss = match &self.under {
+            Under::Store(store) => store.get_miss_handler(key, meta, precondition).await.map(Either::Store),
+            Under::Real(real) => real.get_miss_handler(key, meta, precondition).await.map(Either::Real),
+        };
         pace.stall().await;
-        Ok(DoubleMiss { miss: miss?, store: self.store.clone(), key: key.clone(), pace })
+        Ok(DoubleMiss { miss: miss?, under: self.under.clone(), key: key.clone(), pace })
     }
 
     async fn purge(&self, key: &CacheKey, precondition: Precondition) -> Result<PurgeReport, CacheError> {
         let pace = self.pace();
         pace.stall().await;
-        let purged = self.store.purge(key, precondition).await;
+        let purged = match &self.under {
+            Under::Store(store) => store.purge(key, precondition).await,
+            Under::Real(real) => real.purge(key, precondition).await,
+        };
         pace.stall().await;
         purged
     }
@@ -128,73 +156,109 @@ impl Storage for Double {
     async fn update_meta(&self, key: &CacheKey, meta: CacheMeta) -> Result<bool, CacheError> {
         let pace = self.pace();
         pace.stall().await;
-        let updated = self.store.update_meta(key, meta).await;
+        let updated = match &self.under {
+            Under::Store(store) => store.update_meta(key, meta).await,
+            Under::Real(real) => real.update_meta(key, meta).await,
+        };
         pace.stall().await;
         updated
     }
 }
 
 pub(super) struct DoubleHit {
-    hit: <Store as Storage>::Hit,
+    hit: Either<<Store as Storage>::Hit, <Real as Storage>::Hit>,
     pace: Pace,
 }
 
 impl HitHandler for DoubleHit {
     fn remaining(&self) -> u64 {
-        self.hit.remaining()
+        match &self.hit {
+            Either::Store(hit) => hit.remaining(),
+            Either::Real(hit) => hit.remaining(),
+        }
     }
 
     fn seek(&mut self, range: Range<u64>) -> Result<(), CacheError> {
-        self.hit.seek(range)
+        match &mut self.hit {
+            Either::Store(hit) => hit.seek(range),
+            Either::Real(hit) => hit.seek(range),
+        }
     }
 
     async fn read_body(&mut self) -> Result<Option<Bytes>, CacheError> {
         self.pace.stall().await;
-        self.hit.read_body().await
+        match &mut self.hit {
+            Either::Store(hit) => hit.read_body().await,
+            Either::Real(hit) => hit.read_body().await,
+        }
     }
 
     fn try_copy(&mut self, out: &mut BytesMut) -> Option<usize> {
-        self.hit.try_copy(out)
+        match &mut self.hit {
+            Either::Store(hit) => hit.try_copy(out),
+            Either::Real(hit) => hit.try_copy(out),
+        }
     }
 
     fn tier(&self) -> Tier {
-        self.hit.tier()
+        match &self.hit {
+            Either::Store(hit) => hit.tier(),
+            Either::Real(hit) => hit.tier(),
+        }
     }
 
     fn trust(&self) -> Trust {
-        self.hit.trust()
+        match &self.hit {
+            Either::Store(hit) => hit.trust(),
+            Either::Real(hit) => hit.trust(),
+        }
     }
 
     fn confirm(&mut self) {
-        self.hit.confirm();
+        match &mut self.hit {
+            Either::Store(hit) => hit.confirm(),
+            Either::Real(hit) => hit.confirm(),
+        }
     }
 }
 
 pub(super) struct DoubleMiss {
-    miss: <Store as Storage>::Miss,
-    store: Store,
+    miss: Either<<Store as Storage>::Miss, <Real as Storage>::Miss>,
+    under: Under,
     key: CacheKey,
     pace: Pace,
 }
 
 impl MissHandler for DoubleMiss {
     fn meta_mut(&mut self) -> &mut CacheMeta {
-        self.miss.meta_mut()
+        match &mut self.miss {
+            Either::Store(miss) => miss.meta_mut(),
+            Either::Real(miss) => miss.meta_mut(),
+        }
     }
 
     async fn write_body(&mut self, chunk: Bytes, eof: bool) -> Result<(), CacheError> {
         self.pace.stall().await;
-        self.miss.write_body(chunk, eof).await
+        match &mut self.miss {
+            Either::Store(miss) => miss.write_body(chunk, eof).await,
+            Either::Real(miss) => miss.write_body(chunk, eof).await,
+        }
     }
 
     async fn finish(self) -> Result<Stored, CacheError> {
-        let Self { mut miss, store, key, pace } = self;
+        let Self { miss, under, key, pace } = self;
         pace.stall().await;
-        let versionless = miss.meta_mut().version == Version::NONE;
-        if versionless && pace.draw(pace.stalls.0.late_per_mille.get()) {
-            return Err(lose_reply(miss, store, key, pace));
-        }
-        let stored = miss.finish().await;
+        let stored = match (miss, under) {
+            (Either::Store(mut miss), Under::Store(store)) => {
+                let versionless = miss.meta_mut().version == Version::NONE;
+                if versionless && pace.draw(pace.stalls.0.late_per_mille.get()) {
+                    return Err(lose_reply(miss, store, key, pace));
+                }
+                miss.finish().await
+            }
+            (Either::Store(miss), Under::Real(_)) => miss.finish().await,
+            (Either::Real(miss), _) => miss.finish().await,
+        };
         pace.stall().await;
         stored
     }

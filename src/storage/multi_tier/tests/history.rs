@@ -9,7 +9,7 @@ use super::{
     oracle::{Call, Expects, History, Kind, Outcome},
     *,
 };
-use crate::storage::memory::{Fault, Op};
+use crate::storage::memory::{Fault, Op, blob::BlobOp, index::IndexOp};
 
 const KEYS: u64 = 3;
 const CLIENTS: usize = 6;
@@ -27,6 +27,8 @@ struct Plan {
     sabotage: Sabotage,
     faults: bool,
     crash: bool,
+    /// L3 is the durable tier over stores in memory, not a double of it.
+    real_l3: bool,
 }
 
 struct Run {
@@ -89,11 +91,17 @@ fn history(seed: u64, plan: &Plan) -> Result<History, String> {
         sabotage: plan.sabotage,
         l0_bytes: 3000 + draw(3) * 2000,
         l1: draw(2) == 0,
+        real_l3: plan.real_l3,
     };
     let mut world = World::new(setup);
     world.stalls.set(100 + 200 * u32::try_from(draw(4)).expect("small"));
     if plan.faults {
         faults(&world, seed, plan.kind);
+    }
+    if let Some((blobs, index)) = &world.real {
+        let latency = Some(Duration::ZERO..Duration::from_millis(1 + draw(20)));
+        blobs.set_latency(latency.clone());
+        index.set_latency(latency);
     }
     let run = Rc::new(Run {
         history: Rc::new(RefCell::new(History::new(plan.kind))),
@@ -113,13 +121,17 @@ fn history(seed: u64, plan: &Plan) -> Result<History, String> {
         assert!(plan.crash || clients.iter().all(|client| client.borrow().is_some()), "seed {seed}: a client hangs");
         drop(evictor);
         if plan.crash {
-            world.restart(&mut draw);
+            world.restart(&mut draw, plan);
         }
     }
     // What is left when all is quiet is what was acknowledged last.
     world.stalls.set(0);
     world.stalls.set_late_commits(0);
     Tier::ALL.iter().for_each(|tier| world.store(*tier).faults().clear());
+    if let Some((blobs, index)) = &world.real {
+        blobs.faults().clear();
+        index.faults().clear();
+    }
     world.sim.run_for(Duration::from_secs(30));
     for key in 0..KEYS {
         for _ in 0..2 {
@@ -144,7 +156,20 @@ fn faults(world: &World, seed: u64, kind: Kind) {
         // Fences are global: more of them, and nothing but L3 would be tested.
         store.faults().chance(Op::Purge, Fault::Failed(Reason::Timeout), if tier == 0 { 0 } else { 4 });
     }
-    if kind == Kind::Durable {
+    if let Some((blobs, index)) = &world.real {
+        blobs.faults().reseed(seed + 4);
+        index.faults().reseed(seed + 5);
+        for op in [BlobOp::Get, BlobOp::Read, BlobOp::Put, BlobOp::Write, BlobOp::Finish] {
+            blobs.faults().chance(op, Fault::Failed(Reason::Io), 10);
+        }
+        for op in [IndexOp::Get, IndexOp::PutNew, IndexOp::CasUpdate] {
+            index.faults().chance(op, Fault::Failed(Reason::Io), 15);
+        }
+        for op in [IndexOp::PutNew, IndexOp::CasUpdate] {
+            index.faults().chance(op, Fault::UnknownBefore, 40);
+            index.faults().chance(op, Fault::UnknownAfter, 40);
+        }
+    } else if kind == Kind::Durable {
         world.l3.faults().reseed(seed + 3);
         for op in [Op::Lookup, Op::Begin, Op::Write, Op::Finish, Op::Purge, Op::Read] {
             world.l3.faults().chance(op, Fault::Failed(Reason::Unavailable), 20);
@@ -163,23 +188,30 @@ struct Handle {
     rt: SimRt,
     tier: Under,
     l0: Store,
+    real_l3: bool,
 }
 
 impl World {
     fn handle(&self) -> Handle {
-        Handle { rt: self.sim.rt(), tier: self.tier.clone(), l0: self.l0.clone() }
+        Handle { rt: self.sim.rt(), tier: self.tier.clone(), l0: self.l0.clone(), real_l3: self.real.is_some() }
     }
 
     /// Kill -9, and a start on what is left.
-    fn restart(&mut self, draw: &mut impl FnMut(u64) -> u64) {
-        let setup = Setup { policy: policy(draw), ..Setup::default() };
+    fn restart(&mut self, draw: &mut impl FnMut(u64) -> u64, plan: &Plan) {
+        let setup = Setup { policy: policy(draw), real_l3: plan.real_l3, ..Setup::default() };
         self.sim.crash();
+        if let Some((blobs, index)) = &self.real {
+            blobs.faults().clear();
+            index.faults().clear();
+            blobs.crash(draw(u64::MAX));
+            index.crash(draw(u64::MAX));
+        }
         self.l0.clear();
         self.l2.suspect_all();
         // No process is back before the clock has moved on: what RAM alone knew of versions lies in the past.
         self.sim.clock().advance(Duration::from_millis(100));
         let stores = [&self.l0, &self.l1, &self.l2, &self.l3];
-        let tier = Self::tier(&self.sim, &self.stalls, stores, &setup);
+        let tier = Self::tier(&self.sim, &self.stalls, stores, self.real.as_ref(), &setup);
         // As recovery does: later versions are above everything on flash.
         for key in 0..KEYS {
             for path in [format!("img/{key}"), format!("memcached/{key}")] {
@@ -259,7 +291,9 @@ async fn put(handle: &Handle, run: &Run, key: u64) {
         },
         _ => (Expects::Anything, Precondition::None),
     };
-    let body = body_of(value, 1 + draw(350) as usize);
+    // Now and then one that the durable tier keeps as a blob.
+    let words = if handle.real_l3 && draw(16) == 0 { 8193 } else { 1 + draw(350) as usize };
+    let body = body_of(value, words);
     let length = (draw(2) == 0).then_some(body.len() as u64);
     let call = run.history.borrow_mut().begin(key, Call::Write { value, expects });
     let writing = write(&handle.tier, &path, &body, length, precondition);
@@ -341,44 +375,57 @@ fn run_all(count: u64, plan: &Plan) {
     assert!(found * 10 > calls && written * 10 > calls, "{found} reads and {written} writes of {calls} calls succeed");
 }
 
-const HONEST: Sabotage = Sabotage { commit_promotion_after_purge: false };
+fn plan(kind: Kind, faults: bool, crash: bool, real_l3: bool) -> Plan {
+    Plan { kind, sabotage: Sabotage::default(), faults, crash, real_l3 }
+}
 
 #[test]
 fn durable_keys() {
-    run_all(300, &Plan { kind: Kind::Durable, sabotage: HONEST, faults: false, crash: false });
+    run_all(300, &plan(Kind::Durable, false, false, false));
 }
 
 #[test]
 fn durable_keys_with_faults() {
-    run_all(300, &Plan { kind: Kind::Durable, sabotage: HONEST, faults: true, crash: false });
+    run_all(300, &plan(Kind::Durable, true, false, false));
 }
 
 #[test]
 fn durable_keys_with_crashes() {
-    run_all(200, &Plan { kind: Kind::Durable, sabotage: HONEST, faults: true, crash: true });
+    run_all(200, &plan(Kind::Durable, true, true, false));
+}
+
+#[test]
+fn durable_keys_over_the_durable_tier() {
+    run_all(200, &plan(Kind::Durable, false, false, true));
+}
+
+#[test]
+fn durable_keys_over_the_durable_tier_with_faults_and_crashes() {
+    run_all(200, &plan(Kind::Durable, true, false, true));
+    run_all(200, &plan(Kind::Durable, true, true, true));
 }
 
 #[test]
 fn cached_keys() {
-    run_all(300, &Plan { kind: Kind::Cache, sabotage: HONEST, faults: false, crash: false });
+    run_all(300, &plan(Kind::Cache, false, false, false));
 }
 
 #[test]
 fn cached_keys_with_faults() {
-    run_all(300, &Plan { kind: Kind::Cache, sabotage: HONEST, faults: true, crash: false });
+    run_all(300, &plan(Kind::Cache, true, false, false));
 }
 
 #[test]
 fn cached_keys_with_crashes() {
-    run_all(200, &Plan { kind: Kind::Cache, sabotage: HONEST, faults: true, crash: true });
+    run_all(200, &plan(Kind::Cache, true, true, false));
 }
 
 #[test]
 fn the_planted_fault_is_found() {
-    let plan =
-        |kind| Plan { kind, sabotage: Sabotage { commit_promotion_after_purge: true }, faults: false, crash: false };
-    for kind in [Kind::Durable, Kind::Cache] {
-        let caught = (0..300).filter(|seed| history(*seed, &plan(kind)).is_err()).count();
+    for (kind, real_l3) in [(Kind::Durable, false), (Kind::Durable, true), (Kind::Cache, false)] {
+        let sabotage = Sabotage { commit_promotion_after_purge: true };
+        let plan = Plan { sabotage, ..plan(kind, false, false, real_l3) };
+        let caught = (0..300).filter(|seed| history(*seed, &plan).is_err()).count();
         assert!(caught > 0, "{kind:?}: no history shows it");
     }
 }
