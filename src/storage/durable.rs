@@ -73,7 +73,8 @@ pub struct DurableSettings {
     pub tombstone_ttl: Duration,
     /// Pause between two turns of the sweep.
     pub turn_pause: Duration,
-    /// Least pause between two laps of the sweep; a lap that took long is followed by nine times as long.
+    /// Least pause between two laps of the sweep; a lap that took long is followed by nine times as long, at most an
+    /// hour.
     pub lap_pause: Duration,
     /// Whether flash copies outlive purge records, which then wait for [`DurableTier::flash_lapped`].
     pub flash: bool,

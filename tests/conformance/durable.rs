@@ -350,6 +350,31 @@ fn the_sweep_gives_back_what_is_over_and_nothing_else() {
     });
 }
 
+/// The worst moment: the blob is committed and old by its store's clock, the manifest on its way.
+#[test]
+fn a_blob_whose_commit_is_under_way_is_no_orphan() {
+    let sim = Sim::new(12);
+    sim.block_on(async {
+        let (tier, blobs, index) = fresh(&sim).await;
+        let (gate, large) = (Gate::new(), body(1, 100_000));
+        index.faults().inject(IndexOp::PutNew, Fault::Hold(gate.clone()));
+        let (writer, bytes) = (tier.clone(), large.clone());
+        sim.rt().spawn(async move { drop(put(&writer, &key("a"), &bytes).await) });
+        while gate.arrived() == 0 {
+            sim.rt().yield_now().await;
+        }
+        sim.clock().step_wall_ms(25 * 3_600_000);
+        tier.lap(None).await;
+        assert_eq!((blobs.ids().len(), tier.stats().uploads), (1, 1));
+        gate.open();
+        while tier.stats().commits == 0 {
+            sim.rt().yield_now().await;
+        }
+        tier.lap(None).await;
+        assert_eq!(get(&tier, &key("a")).await.expect("a hit").1, large);
+    });
+}
+
 #[test]
 fn a_sweep_whose_index_fails_deletes_no_blob() {
     let sim = Sim::new(8);

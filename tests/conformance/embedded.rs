@@ -150,7 +150,8 @@ fn what_was_stored_is_there_after_a_restart() {
         }
         let stats = executor.control().stats().await.expect("running");
         assert_eq!((stats.tier.hits, stats.tier.misses.get(Reason::Deleted)), (28, 1));
-        assert_eq!(stats.tier.misses.get(Reason::Purged), 1);
+        // The sweep may have been there first.
+        assert_eq!(stats.tier.misses.get(Reason::Purged) + stats.tier.misses.get(Reason::NotFound), 1);
         assert_eq!(stats.used.staged, 0);
         assert!(stats.used.blobs > 0 && stats.index.objects >= 28);
     });
@@ -188,7 +189,7 @@ fn the_sweep_gives_space_back_by_itself() {
             }
             assert!(round == 0 || get(&bridge, &key("0")).await.is_some());
         }
-        clock.advance(Duration::from_secs(3_600 + 60));
+        clock.advance_wall(Duration::from_secs(3_600 + 60));
         let mut empty = false;
         for _ in 0..2_000 {
             let stats = executor.control().stats().await.expect("running");

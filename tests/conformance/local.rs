@@ -56,9 +56,14 @@ fn blobs_and_the_room_they_take_are_found_again() {
         let store = open_in(dir.path(), &room, &clock);
         let mut infos = Vec::new();
         for n in 0..20 {
+            let fans = files_in(&dir.path().join("blobs")) as u64;
+            let syncs = store.stats().syncs;
             let length = [0, 10, 65_536, 200_000][n as usize % 4];
             infos.push(put_blob(&store, n, &body(n, length)).await);
             assert_eq!(infos[n as usize].stored_bytes, file_bytes(length as u64));
+            // The file, its directory, and once the directory's own name.
+            let new_fans = files_in(&dir.path().join("blobs")) as u64 - fans;
+            assert_eq!(store.stats().syncs - syncs, 2 + new_fans);
         }
         store.delete(&infos.remove(3).id).await.expect("an answer");
         let used = room.used();

@@ -39,11 +39,17 @@ impl SetTime for SimClock {
 pub(crate) struct TestClock {
     machine: MachineClock,
     ahead_ms: Arc<AtomicU64>,
+    wall_ahead_ms: Arc<AtomicU64>,
 }
 
 impl TestClock {
     pub(crate) fn start() -> Self {
-        Self { machine: MachineClock::start(), ahead_ms: Arc::default() }
+        Self { machine: MachineClock::start(), ahead_ms: Arc::default(), wall_ahead_ms: Arc::default() }
+    }
+
+    /// Moves the wall clock alone: who is pausing meanwhile does not think that it took long.
+    pub(crate) fn advance_wall(&self, by: Duration) {
+        self.wall_ahead_ms.fetch_add(u64::try_from(by.as_millis()).expect("small"), Ordering::SeqCst);
     }
 }
 
@@ -53,7 +59,8 @@ impl Clock for TestClock {
     }
 
     fn wall_ms(&self) -> u64 {
-        self.machine.wall_ms() + self.ahead_ms.load(Ordering::SeqCst)
+        let ahead_ms = self.ahead_ms.load(Ordering::SeqCst) + self.wall_ahead_ms.load(Ordering::SeqCst);
+        self.machine.wall_ms() + ahead_ms
     }
 }
 

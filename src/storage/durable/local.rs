@@ -155,8 +155,14 @@ impl Files {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.sync(&File::open(dir)?)
+    }
+
+    /// Makes a file's bytes, or a directory's names, durable.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all()?;
         self.counts.syncs.fetch_add(1, Ordering::Relaxed);
-        File::open(dir)?.sync_all()
+        Ok(())
     }
 
     /// Makes the fan-out directory of `id`, durably, if it is not there.

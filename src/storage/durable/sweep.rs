@@ -32,6 +32,9 @@ pub const EXPIRY_MARGIN: Duration = Duration::from_secs(30);
 /// A lap is followed by so many times its own length of rest.
 const REST_PER_LAP: u32 = 9;
 
+/// But by no more than this: a lap also takes long when the machine was suspended.
+const REST_MAX: Duration = Duration::from_secs(3600);
+
 impl<B: BlobStore + 'static, I: IndexStore + 'static, R: Rt> DurableTier<B, I, R> {
     /// Starts the sweep as tasks of their own. They end with the scheduler.
     pub fn start_sweep(&self) {
@@ -47,7 +50,7 @@ impl<B: BlobStore + 'static, I: IndexStore + 'static, R: Rt> DurableTier<B, I, R
             let begun = inner.rt.clock().elapsed();
             after = self.lap(after).await;
             let took = inner.rt.clock().elapsed().saturating_sub(begun);
-            inner.rt.sleep(inner.settings.lap_pause.max(took * REST_PER_LAP)).await;
+            inner.rt.sleep(took.saturating_mul(REST_PER_LAP).min(REST_MAX).max(inner.settings.lap_pause)).await;
         }
     }
 

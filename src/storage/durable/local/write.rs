@@ -131,8 +131,7 @@ impl Files {
     /// Writes the rest, makes the file durable and gives it its name.
     fn commit(&self, mut draft: Draft, id: &BlobId, rest: &[u8], offset: u64) -> Result<(), StoreError> {
         self.write(&draft.file, rest, offset)?;
-        self.counts.syncs.fetch_add(1, Ordering::Relaxed);
-        draft.file.sync_data().map_err(failed)?;
+        self.sync(&draft.file).map_err(failed)?;
         let dir = self.make_fan(id).map_err(failed)?;
         if let Some(path) = &draft.path {
             fs::rename(path, self.path(id)).map_err(failed)?;
