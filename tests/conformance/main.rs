@@ -10,3 +10,4 @@ mod redb;
 mod storage;
 mod stores;
 mod support;
+mod tiers;

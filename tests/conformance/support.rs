@@ -34,22 +34,24 @@ impl SetTime for SimClock {
     }
 }
 
-/// The machine's clock, moved ahead: for stores that live on real threads.
+/// The machine's clock, moved ahead: for stores that live on real threads. The wall stands still between moves, so
+/// that nothing expires while it is looked at.
 #[derive(Clone)]
 pub(crate) struct TestClock {
     machine: MachineClock,
     ahead_ms: Arc<AtomicU64>,
-    wall_ahead_ms: Arc<AtomicU64>,
+    wall_ms: Arc<AtomicU64>,
 }
 
 impl TestClock {
     pub(crate) fn start() -> Self {
-        Self { machine: MachineClock::start(), ahead_ms: Arc::default(), wall_ahead_ms: Arc::default() }
+        let machine = MachineClock::start();
+        Self { machine, ahead_ms: Arc::default(), wall_ms: Arc::new(AtomicU64::new(machine.wall_ms())) }
     }
 
     /// Moves the wall clock alone: who is pausing meanwhile does not think that it took long.
     pub(crate) fn advance_wall(&self, by: Duration) {
-        self.wall_ahead_ms.fetch_add(u64::try_from(by.as_millis()).expect("small"), Ordering::SeqCst);
+        self.wall_ms.fetch_add(u64::try_from(by.as_millis()).expect("small"), Ordering::SeqCst);
     }
 }
 
@@ -59,8 +61,7 @@ impl Clock for TestClock {
     }
 
     fn wall_ms(&self) -> u64 {
-        let ahead_ms = self.ahead_ms.load(Ordering::SeqCst) + self.wall_ahead_ms.load(Ordering::SeqCst);
-        self.machine.wall_ms() + ahead_ms
+        self.wall_ms.load(Ordering::SeqCst)
     }
 }
 
@@ -71,6 +72,7 @@ impl SetTime for TestClock {
 
     fn advance(&self, by: Duration) {
         self.ahead_ms.fetch_add(u64::try_from(by.as_millis()).expect("small"), Ordering::SeqCst);
+        self.advance_wall(by);
     }
 }
 
