@@ -10,6 +10,7 @@
 //! - [`storage`]: the tiers, and `MultiTier` that joins them. [`stats`]: what is counted there.
 //! - [`protocol`]: what requests mean on the wire. [`server`]: the doors that answer them.
 //! - [`node`]: the concrete parts, and the order they start and stop in.
+//! - [`node`]: the concrete parts, and the order they start and stop in.
 //! - [`tokio_rt`]: the scheduler of the executor threads.
 
 pub mod cache;
@@ -19,6 +20,7 @@ pub mod datadir;
 pub mod doctor;
 pub mod human;
 pub mod namespace;
+pub mod node;
 pub mod policy;
 pub mod protocol;
 pub mod reason;

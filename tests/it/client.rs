@@ -10,38 +10,38 @@ use std::{
 /// A wait for one read or write that means the node hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct Client {
+pub(crate) struct Client {
     stream: BufReader<TcpStream>,
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: BTreeMap<String, String>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("not JSON ({e}): {self:?}"))
     }
 
     /// The tier that answered, by `Cache-Status`.
-    pub fn tier(&self) -> &str {
+    pub(crate) fn tier(&self) -> &str {
         self.header("cache-status").split("detail=").nth(1).unwrap_or("")
     }
 }
 
 /// Bytes of a request's body.
-pub enum Body<'a> {
+pub(crate) enum Body<'a> {
     None,
     Sized(&'a [u8]),
     Chunked(&'a [u8], usize),
@@ -50,7 +50,7 @@ pub enum Body<'a> {
 }
 
 impl Client {
-    pub fn connect(to: SocketAddr) -> Self {
+    pub(crate) fn connect(to: SocketAddr) -> Self {
         let stream = TcpStream::connect(to).unwrap_or_else(|e| panic!("{to}: {e}"));
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -58,11 +58,11 @@ impl Client {
         Self { stream: BufReader::with_capacity(256 << 10, stream) }
     }
 
-    pub fn raw(&mut self) -> &mut TcpStream {
+    pub(crate) fn raw(&mut self) -> &mut TcpStream {
         self.stream.get_mut()
     }
 
-    pub fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &Body<'_>) -> io::Result<()> {
+    pub(crate) fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &Body<'_>) -> io::Result<()> {
         let mut head = format!("{method} {target} HTTP/1.1\r\nhost: test\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -95,7 +95,7 @@ impl Client {
     }
 
     /// Reads one answer; `Err` when the connection is cut before its end.
-    pub fn receive(&mut self, method: &str) -> io::Result<Answer> {
+    pub(crate) fn receive(&mut self, method: &str) -> io::Result<Answer> {
         loop {
             let (status, headers) = self.head()?;
             if status == 100 {
@@ -156,11 +156,11 @@ impl Client {
         }
     }
 
-    pub fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &Body<'_>) -> Answer {
+    pub(crate) fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &Body<'_>) -> Answer {
         self.try_request(method, target, headers, body).unwrap_or_else(|e| panic!("{method} {target}: {e}"))
     }
 
-    pub fn try_request(
+    pub(crate) fn try_request(
         &mut self,
         method: &str,
         target: &str,
@@ -175,15 +175,15 @@ impl Client {
         }
     }
 
-    pub fn get(&mut self, target: &str) -> Answer {
+    pub(crate) fn get(&mut self, target: &str) -> Answer {
         self.request("GET", target, &[], &Body::None)
     }
 
-    pub fn get_range(&mut self, target: &str, first: u64, last: u64) -> Answer {
+    pub(crate) fn get_range(&mut self, target: &str, first: u64, last: u64) -> Answer {
         self.request("GET", target, &[("range", &format!("bytes={first}-{last}"))], &Body::None)
     }
 
-    pub fn put(&mut self, target: &str, body: &[u8]) -> Answer {
+    pub(crate) fn put(&mut self, target: &str, body: &[u8]) -> Answer {
         self.request("PUT", target, &[], &Body::Sized(body))
     }
 }

@@ -1,7 +1,7 @@
 //! Real files of the machine through every tier: what went in comes out, whole and by ranges, from the tier that
 //! `Cache-Status` names, across restarts and kills.
 
-use std::{collections::BTreeMap, fs, io::Write, path::PathBuf, process::Command};
+use std::{collections::BTreeMap, fs, io::Write, path::PathBuf};
 
 use sha2::{Digest, Sha256};
 

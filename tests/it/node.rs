@@ -16,28 +16,28 @@ use crate::client::{Answer, Body, Client};
 /// A start or stop that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub struct Node {
+pub(crate) struct Node {
     child: Child,
     log: Arc<Mutex<String>>,
-    pub http: SocketAddr,
-    pub admin: SocketAddr,
+    pub(crate) http: SocketAddr,
+    pub(crate) admin: SocketAddr,
 }
 
 /// What the binary said and how it ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub status: ExitStatus,
-    pub text: String,
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) text: String,
 }
 
-pub fn strata(args: &[&str]) -> Command {
+pub(crate) fn strata(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_strata"));
     command.args(args).stdin(Stdio::null()).env_clear();
     command
 }
 
 /// A node's arguments for tests: every port chosen by the system, small memory.
-pub fn serve_args(data: &Path) -> Vec<String> {
+pub(crate) fn serve_args(data: &Path) -> Vec<String> {
     let data = data.display().to_string();
     ["serve", "--data-dir", &data, "--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
         .into_iter()
@@ -48,11 +48,11 @@ pub fn serve_args(data: &Path) -> Vec<String> {
 
 impl Node {
     /// Starts a node and waits until it is ready.
-    pub fn start(data: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start(data: &Path, more: &[&str]) -> Self {
         Self::try_start(data, more).unwrap_or_else(|ended| panic!("the node did not start: {ended:?}"))
     }
 
-    pub fn try_start(data: &Path, more: &[&str]) -> Result<Self, Ended> {
+    pub(crate) fn try_start(data: &Path, more: &[&str]) -> Result<Self, Ended> {
         let args = serve_args(data);
         let mut child = strata(&[])
             .args(&args)
@@ -89,33 +89,33 @@ impl Node {
         }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         Client::connect(self.http)
     }
 
-    pub fn admin(&self) -> Client {
+    pub(crate) fn admin(&self) -> Client {
         Client::connect(self.admin)
     }
 
-    pub fn stats(&self) -> serde_json::Value {
+    pub(crate) fn stats(&self) -> serde_json::Value {
         self.admin().get("/v1/stats").json()
     }
 
-    pub fn patch_policy(&self, patch: &str) -> Answer {
+    pub(crate) fn patch_policy(&self, patch: &str) -> Answer {
         let headers = [("content-type", "application/merge-patch+json")];
         self.admin().request("PATCH", "/v1/policy", &headers, &Body::Sized(patch.as_bytes()))
     }
 
     /// SIGTERM, and the end.
-    pub fn stop(mut self) -> Ended {
+    pub(crate) fn stop(mut self) -> Ended {
         self.signal("TERM");
         let begun = Instant::now();
         loop {
@@ -127,19 +127,19 @@ impl Node {
         }
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
         assert!(status.expect("kill runs").success());
     }
 
     /// kill -9.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("our child");
         self.child.wait().expect("our child");
     }
 
     /// A figure of /proc/PID/status in bytes.
-    pub fn memory(&self, field: &str) -> u64 {
+    pub(crate) fn memory(&self, field: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("our child");
         let line = status.lines().find(|line| line.starts_with(field)).unwrap_or_default();
         line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
@@ -170,7 +170,7 @@ fn address(log: &str, door: &str) -> Option<SocketAddr> {
 }
 
 /// Every file below `dir`.
-pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending = vec![dir.to_path_buf()];
     while let Some(dir) = pending.pop() {

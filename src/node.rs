@@ -1,0 +1,381 @@
+//! The node: which concrete parts there are, and the order they start and stop in.
+//!
+//! Starting: lock the data directory, bind the doors (a port in use is told before anything is written), open L3 on
+//! the durable executor, open every shard, then accept. Stopping: say so at `/readyz`, accept no more, finish what is
+//! under way, close the shards' logs, then L3, then the admin door, and let go of the directory. A step that fails
+//! ends the node with its reason; whatever was started before it is stopped in the same order.
+//!
+//! A shard that panics or stalls ends the process at once: nothing that was acknowledged is lost (INV-3), and a
+//! supervisor restarts it.
+
+mod banner;
+mod command;
+mod control;
+mod shard;
+mod view;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering},
+    time::Duration,
+};
+
+use admin::{AdminError, AdminServer, Running};
+use engine::{
+    clock::{Clock, MachineClock},
+    log::Opened,
+    mailbox::{Answer, mailbox, oneshot},
+    mesh::mesh,
+    net::{BindError, Listener, Port, listen},
+    shard::{Failure, LaunchError, Options, Rendezvous, ShardId, ShardRt, Shards, Signal, Supervisor, launch},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use self::shard::ShardError;
+use self::{
+    command::COMMANDS_MAX,
+    control::NodeControl,
+    shard::{LogSeed, Seed},
+};
+use crate::{
+    config::Config,
+    datadir::{DataDir, DataDirError, PolicyFile},
+    namespace::Registry,
+    policy::VersionedPolicy,
+    storage::{
+        bridge::Bridge,
+        durable::executor::{DurableError, DurableExecutor},
+    },
+};
+
+/// Requests in flight from one shard to another, each way.
+const MESH_CREDITS: usize = 1024;
+
+/// Requests in flight from one shard to the durable executor.
+const DURABLE_CREDITS: usize = 256;
+
+/// Keys the admin door may be purging on one shard.
+const ADMIN_CREDITS: usize = 64;
+
+/// How often the node looks whether something is wrong.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A process that lost a shard ends with this code.
+const SHARD_LOST: i32 = 70;
+
+/// Why a node did not start, or did not stop well.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The HTTP door.
+    #[error("http_listen")]
+    Http(#[source] BindError),
+    /// The admin door.
+    #[error("admin_listen")]
+    Admin(#[source] AdminError),
+    /// L3.
+    #[error("L3 cannot be opened")]
+    Durable(#[from] DurableError),
+    /// The threads.
+    #[error("the shards cannot be started")]
+    Launch(#[from] LaunchError),
+    /// A shard.
+    #[error("shard {shard} cannot open")]
+    Shard {
+        /// Which.
+        shard: usize,
+        /// What the system or the part below said.
+        #[source]
+        source: ShardError,
+    },
+    /// A shard ended while it opened.
+    #[error("shard {0} ended while it opened; the log above has the cause")]
+    ShardEnded(usize),
+    /// An old log that cannot be dropped.
+    #[error("cannot remove {}", .file.display())]
+    Drop {
+        /// The file.
+        file: PathBuf,
+        /// What the system or the part below said.
+        #[source]
+        source: io::Error,
+    },
+    /// The process's signals, or its runtime.
+    #[error("the system refuses {what}")]
+    System {
+        /// What was asked for.
+        what: &'static str,
+        /// What the system or the part below said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs a node until SIGTERM or SIGINT; a second signal ends it at once. Blocks the thread.
+///
+/// # Errors
+/// It could not start, and what it had started was stopped again.
+pub fn run(config: Config) -> Result<(), NodeError> {
+    let config = Arc::new(config);
+    let clock = MachineClock::start();
+    let mut dir = DataDir::open(
+        &config.data_dir,
+        (config.shards, config.l2.bytes),
+        clock.wall_ms(),
+        &mut || fastrand::u64(..),
+    )?;
+    let (policy_file, policy, note) = PolicyFile::open(&dir, config.policy.clone())?;
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
+    let shards = usize::try_from(config.shards).unwrap_or(usize::MAX);
+    let (mut port, listeners) = bind_http(&config, shards)?;
+    let admin = config.doors.admin.map(AdminServer::bind).transpose().map_err(NodeError::Admin)?;
+
+    let logs = prepare_logs(&config, &mut dir)?;
+    let durable = DurableExecutor::start(&config.l3, dir.path(), dir.identity(), DURABLE_CREDITS * shards)?;
+    let node = Parts { config: &config, clock, dir: &dir, policy: &policy, durable: &durable };
+    let (running, opened) = node.start_shards(logs, listeners)?;
+    let control = Arc::new(node.control(&running, policy_file, policy.clone()));
+    let admin = match admin {
+        None => None,
+        Some(server) => Some(server.serve(control.clone()).map_err(NodeError::Admin)?),
+    };
+    running.go.raise();
+    if let Some(port) = &mut port {
+        port.open().map_err(|source| NodeError::System { what: "a thread for accepting", source })?;
+    }
+    banner::print(&config, port.as_ref().map(Port::local_addr), admin.as_ref().map(Running::local_addr), &opened);
+
+    let waited = wait(&control);
+    control.stopping.store(true, Ordering::SeqCst);
+    tracing::info!("stopping: requests under way are finished");
+    stop(port, running, durable, admin);
+    waited
+}
+
+fn bind_http(config: &Config, shards: usize) -> Result<(Option<Port>, Vec<Option<Listener>>), NodeError> {
+    let Some(addr) = config.doors.http else { return Ok((None, (0..shards).map(|_| None).collect())) };
+    let (port, listeners) = listen(addr, shards).map_err(NodeError::Http)?;
+    Ok((Some(port), listeners.into_iter().map(Some).collect()))
+}
+
+/// Where each shard's log is. Logs of another number of shards are dropped, loudly: no key in them would be found.
+fn prepare_logs(config: &Config, dir: &mut DataDir) -> Result<Vec<Option<LogSeed>>, NodeError> {
+    if let Some(before) = dir.shards_changed(config.shards) {
+        tracing::warn!(
+            before,
+            now = config.shards,
+            "the number of shards has changed: the flash logs are dropped and fill anew; L3 is kept"
+        );
+        for path in &config.l2.paths {
+            drop_logs(path)?;
+        }
+    }
+    dir.record_run(config.shards, config.l2.bytes)?;
+    if config.l2.bytes == 0 {
+        return Ok((0..config.shards).map(|_| None).collect());
+    }
+    let boot = boot_id();
+    let bytes = config.l2.bytes_per_shard(config.shards);
+    let place = |shard: u64| {
+        let path = &config.l2.paths[usize::try_from(shard).unwrap_or(0) % config.l2.paths.len()];
+        fs::create_dir_all(path).map_err(|source| NodeError::Drop { file: path.clone(), source })?;
+        let file = |kind: &str| path.join(format!("shard-{shard:03}.{kind}"));
+        Ok(Some(LogSeed { file: file("log"), ring: file("ring"), bytes, boot }))
+    };
+    (0..config.shards).map(place).collect()
+}
+
+fn drop_logs(dir: &Path) -> Result<(), NodeError> {
+    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
+    let ours = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with("shard-") && (name.ends_with(".log") || name.ends_with(".ring"))
+    };
+    for file in entries.flatten().map(|entry| entry.path()).filter(|path| ours(path)) {
+        fs::remove_file(&file).map_err(|source| NodeError::Drop { file: file.clone(), source })?;
+        tracing::warn!(file = %file.display(), "dropped");
+    }
+    Ok(())
+}
+
+/// The kernel's name for this boot; all zero where it gives none, so that every start looks like another boot.
+fn boot_id() -> [u8; 16] {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&hex, 16).map(u128::to_be_bytes).unwrap_or_default()
+}
+
+/// What the shards are made from.
+struct Parts<'a> {
+    config: &'a Arc<Config>,
+    clock: MachineClock,
+    dir: &'a DataDir,
+    policy: &'a VersionedPolicy,
+    durable: &'a DurableExecutor,
+}
+
+/// Shards that are open.
+struct RunningShards {
+    shards: Shards,
+    commands: Vec<engine::mailbox::Sender<command::Command>>,
+    asks: Vec<Bridge>,
+    go: Signal,
+}
+
+/// What one shard said when it had opened, or not.
+type Opening = Answer<Result<Option<Opened>, ShardError>>;
+
+impl Parts<'_> {
+    fn start_shards(
+        &self,
+        logs: Vec<Option<LogSeed>>,
+        listeners: Vec<Option<Listener>>,
+    ) -> Result<(RunningShards, Vec<Option<Opened>>), NodeError> {
+        let count = logs.len();
+        let registry = Registry::new();
+        let (go, drained) = (Signal::new(), Rendezvous::new(count));
+        let (mut commands, mut asks, mut openings, mut mains) = (Vec::new(), Vec::new(), Vec::<Opening>::new(), Vec::new());
+        let parts = mesh(count, MESH_CREDITS).into_iter().zip(logs).zip(listeners);
+        for ((mesh, log), listener) in parts {
+            let (command_rx, ask_rx) = (mailbox(COMMANDS_MAX), mailbox(ADMIN_CREDITS));
+            commands.push(command_rx.sender(COMMANDS_MAX).expect("a new mailbox has all its credits"));
+            asks.push(Bridge::new(ask_rx.sender(ADMIN_CREDITS).expect("a new mailbox has all its credits")));
+            let (opened, opening) = oneshot();
+            openings.push(opening);
+            let seed = Seed {
+                config: self.config.clone(),
+                node_id: self.dir.identity().node_id,
+                version_node: self.dir.identity().version_node(),
+                hash_seed: self.dir.identity().hash_seed,
+                log,
+                registry: registry.clone(),
+                policy: self.policy.clone(),
+                mesh,
+                asks: ask_rx,
+                commands: command_rx,
+                durable: self.durable.sender(DURABLE_CREDITS),
+                listener,
+                opened,
+                go: go.clone(),
+                drained: drained.clone(),
+            };
+            mains.push(move |rt: ShardRt, id: ShardId| shard::run(rt, id, seed));
+        }
+        let mut probe_dirs = self.config.l2.paths.clone();
+        probe_dirs.retain(|_| self.config.l2.bytes > 0);
+        let options = Options {
+            probe_dirs,
+            // The shard's own grace, and then its log's last flush.
+            grace: self.config.limits.stop_grace * 2,
+            clock: self.clock,
+            ..Options::default()
+        };
+        let shards = launch(&options, mains, Arc::new(Ender))?;
+        if shards.buffers().registered == Some(false) {
+            tracing::warn!(
+                limit = ?shards.buffers().limit,
+                "the kernel did not register the I/O buffers; raise RLIMIT_MEMLOCK for cheaper flash I/O"
+            );
+        }
+        let mut opened = Vec::new();
+        for (shard, opening) in openings.into_iter().enumerate() {
+            // Dropping `shards` on the way out stops and joins the others.
+            let opening = opening.wait_blocking().ok_or(NodeError::ShardEnded(shard))?;
+            opened.push(opening.map_err(|source| NodeError::Shard { shard, source })?);
+        }
+        Ok((RunningShards { shards, commands, asks, go }, opened))
+    }
+
+    fn control(&self, running: &RunningShards, policy_file: PolicyFile, policy: VersionedPolicy) -> NodeControl {
+        NodeControl {
+            config: self.config.clone(),
+            hash_seed: self.dir.identity().hash_seed,
+            clock: self.clock,
+            started: self.clock.elapsed(),
+            commands: running.commands.clone(),
+            asks: running.asks.clone(),
+            hearts: running.shards.hearts().to_vec(),
+            durable: self.durable.figures(),
+            policy_file,
+            policy: Mutex::new(policy),
+            changing: tokio::sync::Mutex::new(()),
+            wrong: Mutex::default(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+}
+
+/// Ends the process when a shard is lost.
+struct Ender;
+
+impl Supervisor for Ender {
+    fn shard_failed(&self, failure: Failure) {
+        // Not an orderly stop: it would wait for the very shard that does not answer.
+        eprintln!("strata: {failure}; ending, to be started again");
+        std::process::exit(SHARD_LOST);
+    }
+}
+
+/// Waits for the first signal, and looks after the node's health meanwhile.
+fn wait(control: &Arc<NodeControl>) -> Result<(), NodeError> {
+    let system = |what| move |source| NodeError::System { what, source };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("a runtime"))?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(system("SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
+        let mut watch = tokio::time::interval(WATCH_INTERVAL);
+        watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = watch.tick() => control.watch().await,
+            }
+        }
+        Ok::<_, NodeError>(())
+    })?;
+    // From here on a second signal has its default effect again only if it is asked for.
+    std::thread::Builder::new()
+        .name("second-signal".into())
+        .spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let Ok(runtime) = runtime else { return };
+            runtime.block_on(async {
+                let (Ok(mut terminate), Ok(mut interrupt)) =
+                    (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+                else {
+                    return;
+                };
+                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+                eprintln!("strata: second signal: ending at once");
+                std::process::exit(1);
+            });
+        })
+        .map_err(system("a thread"))?;
+    Ok(())
+}
+
+fn stop(port: Option<Port>, running: RunningShards, durable: DurableExecutor, admin: Option<Running>) {
+    if let Some(port) = port {
+        port.close();
+    }
+    let RunningShards { shards, .. } = running;
+    shards.stop();
+    for failure in shards.join() {
+        tracing::error!(%failure, "a shard did not end well");
+    }
+    if let Err(error) = durable.stop() {
+        tracing::error!(error = view::chain(&error), "L3 did not end well");
+    }
+    if let Some(admin) = admin
+        && let Err(error) = admin.stop()
+    {
+        tracing::warn!(%error, "the admin door did not end well");
+    }
+    tracing::info!("stopped");
+}
