@@ -45,15 +45,15 @@ use crate::{
     policy::VersionedPolicy,
     storage::{
         bridge::Bridge,
-        durable::executor::{DurableError, DurableExecutor},
+        durable::{
+            DurableSettings,
+            executor::{DurableConfig, DurableExecutor, StartError},
+        },
     },
 };
 
 /// Requests in flight from one shard to another, each way.
 const MESH_CREDITS: usize = 1024;
-
-/// Requests in flight from one shard to the durable executor.
-const DURABLE_CREDITS: usize = 256;
 
 /// Keys the admin door may be purging on one shard.
 const ADMIN_CREDITS: usize = 64;
@@ -78,7 +78,7 @@ pub enum NodeError {
     Admin(#[source] AdminError),
     /// L3.
     #[error("L3 cannot be opened")]
-    Durable(#[from] DurableError),
+    Durable(#[from] StartError),
     /// The threads.
     #[error("the shards cannot be started")]
     Launch(#[from] LaunchError),
@@ -121,12 +121,8 @@ pub enum NodeError {
 pub fn run(config: Config) -> Result<(), NodeError> {
     let config = Arc::new(config);
     let clock = MachineClock::start();
-    let mut dir = DataDir::open(
-        &config.data_dir,
-        (config.shards, config.l2.bytes),
-        clock.wall_ms(),
-        &mut || fastrand::u64(..),
-    )?;
+    let mut dir =
+        DataDir::open(&config.data_dir, (config.shards, config.l2.bytes), clock.wall_ms(), &mut || fastrand::u64(..))?;
     let (policy_file, policy, note) = PolicyFile::open(&dir, config.policy.clone())?;
     if let Some(note) = note {
         tracing::warn!("{note}");
@@ -136,9 +132,9 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     let admin = config.doors.admin.map(AdminServer::bind).transpose().map_err(NodeError::Admin)?;
 
     let logs = prepare_logs(&config, &mut dir)?;
-    let durable = DurableExecutor::start(&config.l3, dir.path(), dir.identity(), DURABLE_CREDITS * shards)?;
+    let (durable, bridges) = DurableExecutor::start(durable_config(&config, &dir), clock)?;
     let node = Parts { config: &config, clock, dir: &dir, policy: &policy, durable: &durable };
-    let (running, opened) = node.start_shards(logs, listeners)?;
+    let (running, opened) = node.start_shards(logs, listeners, bridges)?;
     let control = Arc::new(node.control(&running, policy_file, policy.clone()));
     let admin = match admin {
         None => None,
@@ -161,6 +157,27 @@ fn bind_http(config: &Config, shards: usize) -> Result<(Option<Port>, Vec<Option
     let Some(addr) = config.doors.http else { return Ok((None, (0..shards).map(|_| None).collect())) };
     let (port, listeners) = listen(addr, shards).map_err(NodeError::Http)?;
     Ok((Some(port), listeners.into_iter().map(Some).collect()))
+}
+
+fn durable_config(config: &Config, dir: &DataDir) -> DurableConfig {
+    let l3 = &config.l3;
+    DurableConfig {
+        dir: dir.path().join("l3"),
+        bytes_max: l3.bytes_max,
+        disk_reserve: l3.disk_reserve,
+        index_cache_bytes: usize::try_from(l3.index_cache_bytes).unwrap_or(usize::MAX),
+        node_id: dir.identity().version_node(),
+        clients: usize::try_from(config.shards).unwrap_or(usize::MAX),
+        settings: DurableSettings {
+            orphan_age: l3.orphan_age,
+            blob_grace: l3.blob_grace,
+            inline_bytes_max: l3.inline_bytes_max,
+            tombstone_ttl: l3.tombstone_ttl,
+            lap_pause: l3.sweep_interval,
+            flash: config.l2.bytes > 0,
+            ..DurableSettings::default()
+        },
+    }
 }
 
 /// Where each shard's log is. Logs of another number of shards are dropped, loudly: no key in them would be found.
@@ -235,13 +252,15 @@ impl Parts<'_> {
         &self,
         logs: Vec<Option<LogSeed>>,
         listeners: Vec<Option<Listener>>,
+        bridges: Vec<Bridge>,
     ) -> Result<(RunningShards, Vec<Option<Opened>>), NodeError> {
         let count = logs.len();
         let registry = Registry::new();
         let (go, drained) = (Signal::new(), Rendezvous::new(count));
-        let (mut commands, mut asks, mut openings, mut mains) = (Vec::new(), Vec::new(), Vec::<Opening>::new(), Vec::new());
-        let parts = mesh(count, MESH_CREDITS).into_iter().zip(logs).zip(listeners);
-        for ((mesh, log), listener) in parts {
+        let (mut commands, mut asks, mut openings, mut mains) =
+            (Vec::new(), Vec::new(), Vec::<Opening>::new(), Vec::new());
+        let parts = mesh(count, MESH_CREDITS).into_iter().zip(logs).zip(listeners).zip(bridges);
+        for (((mesh, log), listener), durable) in parts {
             let (command_rx, ask_rx) = (mailbox(COMMANDS_MAX), mailbox(ADMIN_CREDITS));
             commands.push(command_rx.sender(COMMANDS_MAX).expect("a new mailbox has all its credits"));
             asks.push(Bridge::new(ask_rx.sender(ADMIN_CREDITS).expect("a new mailbox has all its credits")));
@@ -258,7 +277,7 @@ impl Parts<'_> {
                 mesh,
                 asks: ask_rx,
                 commands: command_rx,
-                durable: self.durable.sender(DURABLE_CREDITS),
+                durable,
                 listener,
                 opened,
                 go: go.clone(),
@@ -300,7 +319,7 @@ impl Parts<'_> {
             commands: running.commands.clone(),
             asks: running.asks.clone(),
             hearts: running.shards.hearts().to_vec(),
-            durable: self.durable.figures(),
+            durable: self.durable.control(),
             policy_file,
             policy: Mutex::new(policy),
             changing: tokio::sync::Mutex::new(()),
@@ -369,9 +388,7 @@ fn stop(port: Option<Port>, running: RunningShards, durable: DurableExecutor, ad
     for failure in shards.join() {
         tracing::error!(%failure, "a shard did not end well");
     }
-    if let Err(error) = durable.stop() {
-        tracing::error!(error = view::chain(&error), "L3 did not end well");
-    }
+    durable.stop();
     if let Some(admin) = admin
         && let Err(error) = admin.stop()
     {

@@ -29,11 +29,11 @@ use crate::{
     datadir::PolicyFile,
     policy::{Policy, VersionedPolicy},
     protocol::http::target,
-    storage::{bridge::Bridge, durable::executor::DurableStats},
+    storage::{
+        bridge::Bridge,
+        durable::executor::{DurableControl, DurableStats},
+    },
 };
-
-/// What L3 tells of itself; called at any time, must not block.
-pub(super) type DurableFigures = Box<dyn Fn() -> DurableStats + Send + Sync>;
 
 /// The node behind `admin::Control`.
 pub(super) struct NodeControl {
@@ -46,7 +46,7 @@ pub(super) struct NodeControl {
     /// By shard: the way to its keys.
     pub(super) asks: Vec<Bridge>,
     pub(super) hearts: Vec<Arc<Heart>>,
-    pub(super) durable: DurableFigures,
+    pub(super) durable: DurableControl,
     pub(super) policy_file: PolicyFile,
     pub(super) policy: Mutex<VersionedPolicy>,
     /// Held while the policy changes.
@@ -77,15 +77,16 @@ impl NodeControl {
         Ok(collected)
     }
 
-    async fn reports(&self) -> Result<Vec<ShardReport>, Unavailable> {
+    async fn figures(&self) -> Result<(Vec<ShardReport>, DurableStats), Unavailable> {
         let reports = self.ask_all(Command::Report).await?;
-        Ok(reports.into_iter().map(|report| *report).collect())
+        let durable = self.durable.stats().await.ok_or_else(|| Unavailable("the durable executor has ended".into()))?;
+        Ok((reports.into_iter().map(|report| *report).collect(), durable))
     }
 
     /// Looks at the shards and remembers what is wrong; called every second or so by the node.
     pub(super) async fn watch(&self) {
-        let wrong = match self.reports().await {
-            Ok(reports) => view::wrong(&reports, &(self.durable)()),
+        let wrong = match self.figures().await {
+            Ok((reports, durable)) => view::wrong(&reports, &durable),
             Err(Unavailable(why)) => vec![HealthReason { code: "unavailable", message: why }],
         };
         *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = wrong;
@@ -156,10 +157,10 @@ impl Control for NodeControl {
 
     fn stats(&self) -> Answer<'_, Result<StatsView, Unavailable>> {
         Box::pin(async move {
-            let reports = self.reports().await?;
+            let (reports, durable) = self.figures().await?;
             let policy = self.policy_now();
             let uptime = self.clock.elapsed().saturating_sub(self.started);
-            Ok(view::stats(&reports, &self.hearts, &(self.durable)(), &policy, &self.config, uptime))
+            Ok(view::stats(&reports, &self.hearts, &durable, &policy, &self.config, uptime))
         })
     }
 
@@ -176,4 +177,3 @@ impl Control for NodeControl {
         })
     }
 }
-

@@ -13,7 +13,7 @@ use engine::{
     clock::Clock,
     device::{DeviceError, file::FileDevice},
     log::{self, Keep, Log, OpenError, Opened, Recovered, Stop, supersede::RingFile},
-    mailbox::{Receiver, Reply, Sender},
+    mailbox::{Receiver, Reply},
     mesh::MeshEnd,
     net::Listener,
     rt::Rt,
@@ -71,7 +71,7 @@ pub(super) struct Seed {
     pub(super) asks: Receiver<Ask>,
     pub(super) commands: Receiver<Command>,
     /// To the durable executor.
-    pub(super) durable: Sender<Ask>,
+    pub(super) durable: Bridge,
     /// The HTTP door, if it is open.
     pub(super) listener: Option<Listener>,
     /// Where to say that it is open, or why not.
@@ -202,7 +202,7 @@ struct Opening {
     log: Option<LogSeed>,
     registry: Arc<Registry>,
     policy: VersionedPolicy,
-    durable: Sender<Ask>,
+    durable: Bridge,
 }
 
 impl Opening {
@@ -228,7 +228,7 @@ impl Opening {
             fanout_lag_max: usize::try_from(limits.fanout_lag_max).unwrap_or(usize::MAX),
             ..Settings::default()
         };
-        let stack = Stack { l0: l0.clone(), l1: None, l2: l2.clone(), l3: Some(Bridge::new(self.durable)) };
+        let stack = Stack { l0: l0.clone(), l1: None, l2: l2.clone(), l3: Some(self.durable) };
         let context =
             Context { rt: rt.clone(), namespaces: namespaces.clone(), versions, stats: ShardStats::new(), settings };
         let tiers = Rc::new(MultiTier::new(stack, context));

@@ -19,7 +19,7 @@ use crate::{
     namespace::NamespaceSnapshot,
     policy::{Effective, Mode, VersionedPolicy},
     protocol::Operation,
-    reason::ReasonCounts,
+    reason::{Reason, ReasonCounts},
     server::stats::DoorSnapshot,
     stats::TierSnapshot,
     storage::durable::executor::DurableStats,
@@ -92,10 +92,11 @@ pub(super) fn stats(
     let namespaces = namespaces(reports, policy);
     let mut totals = TotalsView::of(&shards, &namespaces);
     if let Some(l3) = &mut totals.tiers.l3 {
-        l3.bytes = durable.used_bytes;
-        l3.objects = durable.objects;
+        l3.bytes = durable.used.total();
+        l3.objects = durable.index.objects;
         l3.capacity_bytes = config.l3.bytes_max;
         l3.state = durable_state(durable);
+        *l3 = corrupted(std::mem::take(l3), durable.tier.corrupted);
     }
     StatsView {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -130,18 +131,23 @@ fn tiers(report: &ShardReport) -> TiersView {
         objects: log.objects,
         evictions: log.reclaimed_objects,
         written_bytes: log.written_bytes,
-        ..of(Tier::L2)
+        ..corrupted(of(Tier::L2), log.corrupted)
     });
     TiersView { l0: Some(l0), l1: None, l2, l3: Some(of(Tier::L3)) }
+}
+
+/// Damage that the tier found, before or while it was read, is a drop of the damaged copy.
+fn corrupted(mut view: TierView, found: u64) -> TierView {
+    if found > 0 {
+        view.drops.insert(Reason::Corrupted.name().to_owned(), found);
+    }
+    view
 }
 
 fn tier_view(tier: &TierSnapshot) -> TierView {
     let mut drops = tier.write_drops.clone();
     drops.merge(&tier.promotion_drops);
     drops.merge(&tier.demotion_drops);
-    // Damage found on the way down is a drop of the damaged copy.
-    drops.add(crate::reason::Reason::Corrupted, tier.misses.get(crate::reason::Reason::Corrupted));
-    drops.add(crate::reason::Reason::Corrupted, tier.errors.get(crate::reason::Reason::Corrupted));
     TierView {
         hits: tier.hits,
         misses: sum(&tier.misses),
@@ -206,7 +212,7 @@ fn latency(reports: &[ShardReport]) -> Vec<LatencyView> {
 }
 
 fn durable_state(durable: &DurableStats) -> TierState {
-    if durable.poisoned.is_some() { TierState::Poisoned } else { TierState::Ok }
+    if durable.index.poisoned { TierState::Poisoned } else { TierState::Ok }
 }
 
 /// Resident memory of the process, as the kernel counts it.
@@ -228,7 +234,8 @@ pub(super) fn wrong(reports: &[ShardReport], durable: &DurableStats) -> Vec<Heal
             wrong.push(HealthReason { code: "tier-poisoned", message });
         }
         if report.tiers.in_doubt > 0 {
-            let message = format!("shard {shard} has {} keys in doubt: only L3 answers for them", report.tiers.in_doubt);
+            let message =
+                format!("shard {shard} has {} keys in doubt: only L3 answers for them", report.tiers.in_doubt);
             wrong.push(HealthReason { code: "outcome-unknown", message });
         }
         if report.task_panics > 0 {
@@ -236,8 +243,8 @@ pub(super) fn wrong(reports: &[ShardReport], durable: &DurableStats) -> Vec<Heal
             wrong.push(HealthReason { code: "internal", message });
         }
     }
-    if let Some(why) = &durable.poisoned {
-        let message = format!("L3 takes no writes until a restart: {why}");
+    if durable.index.poisoned {
+        let message = "L3 takes no writes until a restart: a commit of its index failed; the log has the cause".into();
         wrong.push(HealthReason { code: "tier-poisoned", message });
     }
     wrong

@@ -17,24 +17,17 @@ use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 
 use super::stats::DoorStats;
-use crate::{
-    cache::{COPY_BYTES_MAX, CacheError, HitHandler},
-    namespace::Namespace,
-};
+use crate::cache::{COPY_BYTES_MAX, CacheError, HitHandler};
 
 /// Who is told of what was sent.
 #[derive(Clone, Debug)]
 pub(super) struct Sent {
     pub(super) stats: Rc<DoorStats>,
-    pub(super) namespace: Option<Rc<Namespace>>,
 }
 
 impl Sent {
     fn count(&self, bytes: u64) {
         self.stats.sent(bytes);
-        if let Some(namespace) = &self.namespace {
-            namespace.counters.sent(bytes);
-        }
     }
 }
 

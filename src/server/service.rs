@@ -7,7 +7,7 @@
 //! Invariants: a PUT whose body ends early, grows too large or breaks drops its handler unfinished, and nothing is
 //! readable of it. Every refusal is counted under its reason. Left to others: framing and connections.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, rc::Rc};
 
 use bytes::Bytes;
 use engine::clock::Clock;
@@ -22,9 +22,9 @@ use super::{
     stats::DoorStats,
 };
 use crate::{
-    cache::{CacheError, CacheMeta, Found, HitHandler, MissHandler, Precondition, Storage, Stored},
+    cache::{CacheError, CacheMeta, Found, HitHandler, MissHandler, Precondition, Storage},
     namespace::{Namespace, Namespaces},
-    policy::{Effective, Mode},
+    policy::Mode,
     protocol::{
         Fault, Operation, Refusal,
         http::{
@@ -115,17 +115,15 @@ where
             Operation::Get | Operation::Head => self.read(request, &self.namespaces.for_read(name)).await,
             Operation::Put => {
                 let namespace = self.namespaces.for_write(name).map_err(|reason| closed(name, reason))?;
-                let rules = namespace.effective();
-                let written = self.write(request, headers, body, &rules).await;
-                counted(&namespace, written.inspect(|(stored, _)| namespace.counters.stored(stored))).map(|(_, a)| a)
+                self.write(request, headers, body, &namespace).await
             }
             Operation::Delete => {
                 let namespace = self.namespaces.for_read(name);
-                counted(&namespace, self.delete(request, &namespace).await)
+                self.delete(request, &namespace).await
             }
             Operation::Purge => {
                 let namespace = self.namespaces.for_read(name);
-                counted(&namespace, self.purge(request, &namespace).await)
+                self.purge(request, &namespace).await
             }
         }
     }
@@ -133,18 +131,11 @@ where
     async fn read(&self, request: &Request<'_>, namespace: &Rc<Namespace>) -> Answer {
         let (meta, mut hit) = match self.storage.find(&request.key).await? {
             Found::Hit(meta, hit) => (meta, hit),
-            Found::Miss(reason) => {
-                namespace.counters.miss(reason);
-                return Ok(self.whole(answer::miss(&request.key, reason)));
-            }
+            Found::Miss(reason) => return Ok(self.whole(answer::miss(&request.key, reason))),
         };
         let tier = hit.tier();
         let object = Object::read(&meta, namespace.with(|rules| rules.mode), self.clock.wall_ms())?;
-        let verdict = request.conditions.of_read(&object.current());
-        if verdict != Verdict::Failed {
-            namespace.counters.hit(tier);
-        }
-        match verdict {
+        match request.conditions.of_read(&object.current()) {
             Verdict::Proceed => {}
             Verdict::NotModified => return Ok(self.bare(object.not_modified(tier))),
             Verdict::Failed => return Err(Refusal::precondition()),
@@ -166,7 +157,7 @@ where
         if hit.remaining() != length {
             return Err(CacheError::Corrupted { what: "a hit of another length than its object".to_owned() }.into());
         }
-        let sent = Sent { stats: Rc::clone(&self.stats), namespace: Some(Rc::clone(namespace)) };
+        let sent = Sent { stats: Rc::clone(&self.stats) };
         let body = Body::begin(hit, sent).await?;
         Ok(head.map(|()| body))
     }
@@ -176,14 +167,17 @@ where
         request: &Request<'_>,
         headers: &HeaderMap,
         body: &mut Upload<B>,
-        rules: &Arc<Effective>,
-    ) -> Result<(Stored, Response<Body>), Refusal>
+        namespace: &Namespace,
+    ) -> Answer
     where
         B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
     {
         let now_ms = self.clock.wall_ms();
-        let written = Written::read(headers, rules, self.settings.body_bytes_max, now_ms)?;
+        let rules = namespace.effective();
+        // What the storage refuses, it counts itself.
+        let written = Written::read(headers, &rules, self.settings.body_bytes_max, now_ms)
+            .inspect_err(|refusal| namespace.counters.refused(refusal.reason))?;
         let precondition = self.precondition(request).await?;
         let meta = CacheMeta {
             length: written.length,
@@ -193,10 +187,10 @@ where
             ..CacheMeta::default()
         };
         let mut miss = self.storage.get_miss_handler(&request.key, meta, precondition).await?;
-        self.receive(body, written.length, length_max(rules, self.settings.body_bytes_max), &mut miss).await?;
+        self.receive(body, written.length, length_max(&rules, self.settings.body_bytes_max), &mut miss).await?;
         let stored = miss.finish().await?;
         let own_tag = headers.get(ETAG).filter(|tag| is_strong_etag(tag.as_bytes())).cloned();
-        Ok((stored, self.bare(answer::stored(&stored, own_tag))))
+        Ok(self.bare(answer::stored(&stored, own_tag)))
     }
 
     /// Passes the body on, whole or not at all.
@@ -281,7 +275,7 @@ where
     }
 
     fn whole(&self, answer: Response<Bytes>) -> Response<Body> {
-        answer.map(|bytes| Body::whole(bytes, Sent { stats: Rc::clone(&self.stats), namespace: None }))
+        answer.map(|bytes| Body::whole(bytes, Sent { stats: Rc::clone(&self.stats) }))
     }
 
     fn bare(&self, head: Response<()>) -> Response<Body> {
@@ -297,11 +291,6 @@ where
         }
         date.1.clone()
     }
-}
-
-/// Counts a refusal in its namespace.
-fn counted<T>(namespace: &Namespace, outcome: Result<T, Refusal>) -> Result<T, Refusal> {
-    outcome.inspect_err(|refusal| namespace.counters.refused(refusal.reason))
 }
 
 fn closed(namespace: &str, reason: Reason) -> Refusal {

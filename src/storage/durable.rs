@@ -69,6 +69,8 @@ pub struct DurableSettings {
     /// How long a replaced blob stays for look-ups that have its manifest and have not opened it yet. With a local
     /// directory a reader that has opened the file keeps it, so seconds do; object stores want an hour.
     pub blob_grace: Duration,
+    /// Bodies up to this many bytes live in their manifest; at most [`INLINE_BYTES_MAX`].
+    pub inline_bytes_max: u64,
     /// How long a tombstone stays.
     pub tombstone_ttl: Duration,
     /// Pause between two turns of the sweep.
@@ -85,6 +87,7 @@ impl Default for DurableSettings {
         Self {
             orphan_age: Duration::from_secs(24 * 3600),
             blob_grace: Duration::from_secs(10),
+            inline_bytes_max: INLINE_BYTES_MAX,
             tombstone_ttl: Duration::from_secs(24 * 3600),
             turn_pause: Duration::from_millis(50),
             lap_pause: Duration::from_secs(60),
@@ -351,7 +354,7 @@ impl<B: BlobStore + 'static, I: IndexStore + 'static, R: Rt> Storage for Durable
         if meta.headers.len() > HEADERS_BYTES_MAX {
             return Err(CacheError::Refused(Reason::HeadersMax));
         }
-        let small = meta.length.is_some_and(|length| length <= INLINE_BYTES_MAX);
+        let small = meta.length.is_some_and(|length| length <= self.inner.settings.inline_bytes_max);
         if precondition != Precondition::None && !small {
             // Worth a read: it may spare the whole body.
             let current = self.inner.current(key.path()).await?.live;

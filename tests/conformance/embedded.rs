@@ -14,6 +14,7 @@ use std::{
 use futures_lite::future::block_on;
 use strata::{
     cache::{CacheError, CacheMeta, MissHandler, Precondition, Storage},
+    config::Reserve,
     reason::Reason,
     storage::{
         bridge::Bridge,
@@ -65,7 +66,7 @@ fn a_durable_tier_over_any_pair_of_stores_is_a_storage() {
         let dirs = RefCell::new(Vec::new());
         let fresh = || {
             let dir = TempDir::new().expect("a directory");
-            let (path, room) = (dir.path().to_owned(), Room::new(dir.path(), None, 0.0));
+            let (path, room) = (dir.path().to_owned(), Room::new(dir.path(), None, Reserve::Bytes(0)));
             dirs.borrow_mut().push(dir);
             (path, room)
         };
@@ -91,7 +92,7 @@ fn config(dir: &Path) -> DurableConfig {
     DurableConfig {
         dir: dir.join("l3"),
         bytes_max: None,
-        disk_reserve: 0.0,
+        disk_reserve: Reserve::Bytes(0),
         index_cache_bytes: CACHE_BYTES,
         node_id: 1,
         clients: 1,

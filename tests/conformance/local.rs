@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use strata::{
+    config::Reserve,
     reason::Reason,
     storage::{
         durable::{
@@ -27,7 +28,7 @@ fn open_in(dir: &Path, room: &Room, clock: &TestClock) -> LocalBlobStore<TestClo
 }
 
 fn roomy(dir: &Path) -> Room {
-    Room::new(dir, None, 0.0)
+    Room::new(dir, None, Reserve::Bytes(0))
 }
 
 fn files_in(dir: &Path) -> usize {
@@ -168,7 +169,7 @@ fn quota_and_reserve_refuse_and_are_given_back() {
     on_tokio(async |_, clock| {
         let dir = TempDir::new().expect("a directory");
         let bytes_max = file_bytes(300_000) + file_bytes(100_000);
-        let room = Room::new(dir.path(), Some(bytes_max), 0.0);
+        let room = Room::new(dir.path(), Some(bytes_max), Reserve::Bytes(0));
         let store = open_in(dir.path(), &room, &clock);
         put_blob(&store, 1, &body(1, 300_000)).await;
         let full = |result: Result<(), StoreError>| {
@@ -190,7 +191,7 @@ fn quota_and_reserve_refuse_and_are_given_back() {
         drop(store);
         assert_eq!(room.used(), Used { blobs: file_bytes(300_000), ..Used::default() });
 
-        let room = Room::new(dir.path(), None, 1.0);
+        let room = Room::new(dir.path(), None, Reserve::Bytes(u64::MAX));
         let store = open_in(dir.path(), &room, &clock);
         let refused = store.put(&blob_id(4), None).await.map(drop);
         assert!(matches!(refused, Err(StoreError::Full { reason: Reason::DiskFull })), "{refused:?}");

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use redb::{Database, ReadableTable, StorageBackend, TableDefinition, backends::InMemoryBackend};
 use strata::{
     cache::Version,
+    config::Reserve,
     reason::Reason,
     storage::{
         durable::{
@@ -34,7 +35,7 @@ use crate::{
 const CACHE_BYTES: usize = 4 << 20;
 
 fn room(dir: &Path) -> Room {
-    Room::new(dir, None, 0.0)
+    Room::new(dir, None, Reserve::Bytes(0))
 }
 
 fn try_open(file: &Path) -> Result<RedbIndexStore, OpenError> {
@@ -177,7 +178,7 @@ fn quota_and_reserve_refuse_objects_and_let_tombstones_through() {
             let pool = Pool::start("test-index").expect("threads");
             RedbIndexStore::open(&index_in(&dir), CACHE_BYTES, pool, room).expect("opens")
         };
-        let space = Room::new(dir.path(), Some(200_000), 0.0);
+        let space = Room::new(dir.path(), Some(200_000), Reserve::Bytes(0));
         let index = open_with(space.clone());
         let large = |name: &str, version| Manifest {
             body: Body::Inline(body(1, 60_000)),
@@ -199,7 +200,7 @@ fn quota_and_reserve_refuse_objects_and_let_tombstones_through() {
         assert_eq!(index.cas_update(Version(5), tombstone.clone()).await.expect("room is made"), Swap::Done);
         assert!(index.put_new(large("again", 7)).await.is_ok());
         drop(index);
-        let index = open_with(Room::new(dir.path(), None, 1.0));
+        let index = open_with(Room::new(dir.path(), None, Reserve::Bytes(u64::MAX)));
         let refused = index.put_new(large("more", 8)).await;
         assert!(matches!(refused, Err(StoreError::Full { reason: Reason::DiskFull })));
         assert_eq!(

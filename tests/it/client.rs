@@ -62,7 +62,13 @@ impl Client {
         self.stream.get_mut()
     }
 
-    pub(crate) fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &Body<'_>) -> io::Result<()> {
+    pub(crate) fn send(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &Body<'_>,
+    ) -> io::Result<()> {
         let mut head = format!("{method} {target} HTTP/1.1\r\nhost: test\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));

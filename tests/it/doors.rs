@@ -155,7 +155,7 @@ fn a_stop_finishes_the_requests_it_has() {
     }
     client.raw().write_all(&body[1 << 20..]).unwrap();
     assert_eq!(client.receive("PUT").unwrap().status, 201);
-    let ended = node.stop();
+    let ended = node.ended();
     assert!(ended.status.success(), "{ended:?}");
     let node = Node::start(dir.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"]);
     assert!(node.client().get("/stop/in-flight").body == body);

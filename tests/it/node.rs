@@ -53,7 +53,13 @@ impl Node {
     }
 
     pub(crate) fn try_start(data: &Path, more: &[&str]) -> Result<Self, Ended> {
-        let args = serve_args(data);
+        let mut args = serve_args(data);
+        // What a test says replaces what all tests say.
+        for flag in more.iter().filter(|arg| arg.starts_with("--") && **arg != "--set") {
+            if let Some(at) = args.iter().position(|arg| arg == flag) {
+                args.drain(at..at + 2);
+            }
+        }
         let mut child = strata(&[])
             .args(&args)
             .args(more)
@@ -115,8 +121,13 @@ impl Node {
     }
 
     /// SIGTERM, and the end.
-    pub(crate) fn stop(mut self) -> Ended {
+    pub(crate) fn stop(self) -> Ended {
         self.signal("TERM");
+        self.ended()
+    }
+
+    /// Waits for the end.
+    pub(crate) fn ended(mut self) -> Ended {
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("our child") {

@@ -267,7 +267,7 @@ fn no_body_ends_well_unless_it_is_whole_and_its_end_was_confirmed() {
     let given = |announced: u64, chunks: &[Result<&'static [u8], ()>]| {
         let liar = Liar { announced, chunks: chunks.to_vec() };
         Sim::new(1).block_on(async {
-            let sent = Sent { stats: std::rc::Rc::default(), namespace: None };
+            let sent = Sent { stats: std::rc::Rc::default() };
             let mut body = Body::begin(liar, sent).await.map_err(|_| 0_usize)?;
             let mut bytes = 0;
             while let Some(frame) = body.frame().await {

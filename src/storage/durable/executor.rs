@@ -38,6 +38,7 @@ use super::{
 };
 use crate::{
     cache::{CacheError, Version},
+    config::Reserve,
     reason::Reason,
     storage::{
         bridge::{Ask, Bridge, serve_until},
@@ -65,8 +66,8 @@ pub struct DurableConfig {
     pub dir: PathBuf,
     /// Most bytes of blobs and manifests together; `None`: only the disk's reserve limits them.
     pub bytes_max: Option<u64>,
-    /// Share of the file system kept free, 0 to 1.
-    pub disk_reserve: f64,
+    /// Part of the file system kept free.
+    pub disk_reserve: Reserve,
     /// Memory for the index's pages, in bytes.
     pub index_cache_bytes: usize,
     /// This node, in versions.

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::{cache::Cause, reason::Reason, storage::traits::StoreError};
+use crate::{cache::Cause, config::Reserve, reason::Reason, storage::traits::StoreError};
 
 /// The room shared by a blob store and an index. Clones are the same room; it crosses threads.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ pub struct Room {
 struct Shared {
     dir: PathBuf,
     bytes_max: Option<u64>,
-    reserve: f64,
+    reserve: Reserve,
     used: Mutex<Used>,
 }
 
@@ -47,10 +47,10 @@ impl Used {
 }
 
 impl Room {
-    /// At most `bytes_max` bytes, on the file system of `dir`, of which the share `reserve` (0 to 1) stays free.
+    /// At most `bytes_max` bytes, on the file system of `dir`, of which `reserve` stays free.
     #[must_use]
-    pub fn new(dir: &Path, bytes_max: Option<u64>, reserve: f64) -> Self {
-        let shared = Shared { dir: dir.into(), bytes_max, reserve: reserve.clamp(0.0, 1.0), used: Mutex::default() };
+    pub fn new(dir: &Path, bytes_max: Option<u64>, reserve: Reserve) -> Self {
+        let shared = Shared { dir: dir.into(), bytes_max, reserve, used: Mutex::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -103,13 +103,7 @@ impl Room {
     /// [`StoreError::Full`], or the file system does not answer.
     pub fn check_disk(&self, bytes: u64) -> Result<(), StoreError> {
         let disk = rustix::fs::statvfs(&self.shared.dir).map_err(|errno| failed(errno.into()))?;
-        #[expect(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a share of a file system, good to a few pages"
-        )]
-        let reserve = ((disk.f_blocks * disk.f_frsize) as f64 * self.shared.reserve) as u64;
+        let reserve = self.shared.reserve.of(disk.f_blocks * disk.f_frsize);
         if (disk.f_bavail * disk.f_frsize).saturating_sub(reserve) < bytes {
             return Err(StoreError::Full { reason: Reason::DiskFull });
         }
@@ -181,7 +175,7 @@ mod tests {
 
     #[test]
     fn reservations_count_until_they_are_dropped_or_committed() {
-        let room = Room::new(Path::new("/"), Some(100), 0.0);
+        let room = Room::new(Path::new("/"), Some(100), Reserve::Bytes(0));
         room.set_index(30);
         let mut first = room.reservation();
         first.raise_to(50).expect("fits");
@@ -207,8 +201,8 @@ mod tests {
 
     #[test]
     fn a_reserve_of_everything_leaves_no_room() {
-        assert!(Room::new(Path::new("/"), None, 0.0).check_disk(0).is_ok());
-        let full = Room::new(Path::new("/"), None, 1.0);
+        assert!(Room::new(Path::new("/"), None, Reserve::Bytes(0)).check_disk(0).is_ok());
+        let full = Room::new(Path::new("/"), None, Reserve::Bytes(u64::MAX));
         assert!(matches!(full.check_disk(1), Err(StoreError::Full { reason: Reason::DiskFull })));
     }
 }

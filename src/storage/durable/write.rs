@@ -9,10 +9,10 @@ use super::{CAS_RETRIES_MAX, Inner, unavailable, unreadable};
 use crate::{
     cache::{CacheError, CacheKey, CacheMeta, HEADERS_BYTES_MAX, MissHandler, Precondition, Stored, Tier, Version},
     reason::Reason,
-    storage::traits::{BlobId, BlobStore, BlobWrite, Body, INLINE_BYTES_MAX, IndexStore, Manifest, Swap},
+    storage::traits::{BlobId, BlobStore, BlobWrite, Body, IndexStore, Manifest, Swap},
 };
 
-/// A write to L3. Keeps at most [`INLINE_BYTES_MAX`] bytes before it opens a blob. Dropped before its commit it
+/// A write to L3. Keeps at most `inline_bytes_max` bytes before it opens a blob. Dropped before its commit it
 /// leaves nothing that a reader could find; what it wrote goes with the blob handle or the sweep.
 pub struct DurableMiss<B: BlobStore, I, R> {
     inner: Rc<Inner<B, I, R>>,
@@ -67,7 +67,7 @@ impl<B: BlobStore, I: IndexStore, R: Rt> DurableMiss<B, I, R> {
             meta,
             inner,
         };
-        if miss.announced.is_some_and(|length| length > INLINE_BYTES_MAX) {
+        if miss.announced.is_some_and(|length| length > miss.inner.settings.inline_bytes_max) {
             // Now, so that a full store says so before the body comes.
             miss.open_blob().await?;
         }
@@ -119,7 +119,7 @@ impl<B: BlobStore, I: IndexStore, R: Rt> MissHandler for DurableMiss<B, I, R> {
             return Err(self.inner.refused(CacheError::Refused(Reason::BodyCut)));
         }
         self.checksum.update(&chunk);
-        if self.length > INLINE_BYTES_MAX && matches!(self.staged, Staged::Inline(_)) {
+        if self.length > self.inner.settings.inline_bytes_max && matches!(self.staged, Staged::Inline(_)) {
             self.open_blob().await?;
         }
         match &mut self.staged {
