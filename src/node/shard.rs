@@ -187,6 +187,8 @@ pub(super) async fn run(rt: ShardRt, id: ShardId, seed: Seed) {
             shard
         }
         Err(error) => {
+            // The others, on their way out, must not wait for this one.
+            drained.arrive();
             drop(opened.send(Err(error)));
             return;
         }
@@ -223,11 +225,7 @@ impl Opening {
             }
         };
         let l2 = log.map(|log| FlashTier::new(log, rt.clone(), versions.clone(), namespaces.clone()));
-        let limits = &self.config.limits;
-        let settings = Settings {
-            fanout_lag_max: usize::try_from(limits.fanout_lag_max).unwrap_or(usize::MAX),
-            ..Settings::default()
-        };
+        let settings = bounds(&self.config);
         let stack = Stack { l0: l0.clone(), l1: None, l2: l2.clone(), l3: Some(self.durable) };
         let context =
             Context { rt: rt.clone(), namespaces: namespaces.clone(), versions, stats: ShardStats::new(), settings };
@@ -258,6 +256,19 @@ impl Opening {
         };
         let ring = RingFile::open(&seed.ring, log::supersede::RING_SLOTS).map_err(ShardError::Ring)?;
         Ok(Log::open(Rc::new(device), rt.clone(), ring, config, keep).await?)
+    }
+}
+
+/// The shard's part of what may be in flight, shared out: half to tiers that lag behind a writer or reader, an eighth
+/// to what leaves L0 for flash; the rest is for bodies on their way between threads and sockets.
+fn bounds(config: &Config) -> Settings {
+    let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let inflight = config.memory.inflight_bytes_per_shard;
+    Settings {
+        fanout_lag_max: bytes(config.limits.fanout_lag_max.min(inflight / 2)),
+        lane_bytes_max: bytes(inflight / 2),
+        demote_bytes_max: bytes(inflight / 8),
+        ..Settings::default()
     }
 }
 

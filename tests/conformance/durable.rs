@@ -30,6 +30,7 @@ use crate::{
 type ModelTier = DurableTier<InMemoryBlobStore<SimRt>, InMemoryIndexStore<SimRt>, SimRt>;
 
 const SETTINGS: DurableSettings = DurableSettings {
+    inline_bytes_max: strata::storage::traits::INLINE_BYTES_MAX,
     orphan_age: Duration::from_secs(24 * 3600),
     blob_grace: Duration::from_secs(10),
     tombstone_ttl: Duration::from_secs(24 * 3600),
