@@ -8,7 +8,7 @@
 #[error("{0}")]
 pub struct UnitError(String);
 
-/// Size units, largest first among the binary ones, which is the order [`bytes`] tries them in.
+/// Size units, largest first among the binary ones, which is the order [`bytes()`] tries them in.
 const SIZES: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),

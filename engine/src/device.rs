@@ -1,7 +1,7 @@
 //! The seam to one flash file: aligned reads and writes at offsets, and a flush.
 //!
 //! Owns the [`Device`] trait, the buffers that touch a device ([`Block`], from a [`BlockPool`]), the file on a real
-//! disk ([`file`]) and the simulated one ([`sim`]). What we believe of the medium, and what the simulated one
+//! disk ([`file`](mod@file)) and the simulated one ([`sim`]). What we believe of the medium, and what the simulated one
 //! therefore does (docs/03-faults.md):
 //!
 //! - A write is atomic per 4,096-byte page at best; a crash leaves any subset of the pages of writes not yet

@@ -1,6 +1,6 @@
 //! L2's bytes: a log of records on one flash file, with its index in RAM.
 //!
-//! In reading order: [`format`] (the table of bytes), `segments` (laps), [`index`] (which record speaks for a key,
+//! In reading order: [`format`](mod@format) (the table of bytes), `segments` (laps), [`index`] (which record speaks for a key,
 //! and why no older one can come back), `writer` (the write buffer and the only task that writes), `stage` (staged
 //! objects and their commit), [`reader`], `reclaim`, [`recover`] (opening, as a table of decisions) and
 //! [`supersede`] (what a killed process had acknowledged).

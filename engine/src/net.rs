@@ -1,6 +1,6 @@
 //! Sockets of a shard.
 //!
-//! Owns [`listen`] and [`Port`] (a listening socket of the whole process), [`Listener`] (one shard's share of its
+//! Owns [`listen()`] and [`Port`] (a listening socket of the whole process), [`Listener`] (one shard's share of its
 //! connections) and [`Stream`] (one connection, bound to its shard). Invariants:
 //!
 //! - A port belongs to this process alone: it is bound without SO_REUSEPORT, so a second node or another program

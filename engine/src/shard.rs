@@ -1,6 +1,6 @@
 //! The threads of a node: one pinned executor per shard, and what runs on it.
 //!
-//! Owns [`ShardRt`] (the [`Rt`] of a shard, over glommio), [`launch`] and [`Shards`] (start, watch, stop and join the
+//! Owns [`ShardRt`] (the [`Rt`] of a shard, over glommio), [`launch()`] and [`Shards`] (start, watch, stop and join the
 //! threads), [`Signal`] and [`Rendezvous`] (how a stop is told and ordered). Invariants:
 //!
 //! - Every task is tracked. A shard ends only when each of them has completed or was dropped on its own thread, so
@@ -68,7 +68,7 @@ impl fmt::Display for ShardId {
     }
 }
 
-/// The scheduler of the shard that this thread runs. Handed to the shard's main by [`launch`]; stays on its thread.
+/// The scheduler of the shard that this thread runs. Handed to the shard's main by [`launch()`]; stays on its thread.
 #[derive(Clone)]
 pub struct ShardRt {
     inner: Rc<Inner>,

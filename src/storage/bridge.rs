@@ -1,4 +1,4 @@
-//! The one way to use a [`Storage`] that lives on another thread.
+//! The one way to use a [`Storage`](crate::cache::Storage) that lives on another thread.
 //!
 //! [`Bridge`] is the client side, a `Storage` like any other; [`serve()`] is the thread that owns the real one. Used
 //! alike from a shard to the durable executor, to the network executor, and across the mesh to another shard.
