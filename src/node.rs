@@ -144,6 +144,9 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     if let Some(port) = &mut port {
         port.open().map_err(|source| NodeError::System { what: "a thread for accepting", source })?;
     }
+    if let Some(addr) = config.doors.memcached {
+        tracing::info!(%addr, "memcached_listen: the memcached door is not available yet; its port stays closed");
+    }
     banner::print(&config, port.as_ref().map(Port::local_addr), admin.as_ref().map(Running::local_addr), &opened);
 
     let waited = wait(&control);

@@ -147,7 +147,7 @@ fn a_stop_finishes_the_requests_it_has() {
     while node.stats()["totals"]["requests_in_flight"].as_u64().unwrap_or(0) == 0 {
         assert!(begun.elapsed() < Duration::from_secs(20), "{}", node.stats()["totals"]);
     }
-    node.signal("TERM");
+    node.signal(rustix::process::Signal::TERM);
     let begun = Instant::now();
     while std::net::TcpStream::connect(node.http).is_ok() {
         assert!(begun.elapsed() < Duration::from_secs(20), "still accepts");

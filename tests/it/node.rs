@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Signal;
+
 use crate::client::{Answer, Body, Client};
 
 /// A start or stop that takes longer than this hangs.
@@ -122,7 +124,7 @@ impl Node {
 
     /// SIGTERM, and the end.
     pub(crate) fn stop(self) -> Ended {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         self.ended()
     }
 
@@ -138,9 +140,8 @@ impl Node {
         }
     }
 
-    pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status();
-        assert!(status.expect("kill runs").success());
+    pub(crate) fn signal(&self, signal: Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).expect("our child lives");
     }
 
     /// kill -9.
