@@ -74,6 +74,19 @@ pub struct Config {
     /// Most bytes of records in RAM waiting for flash; at least two blocks are kept. Footers of sealed segments come
     /// on top, about 2 % of a segment each.
     pub buffer_bytes_max: usize,
+    /// Planted faults; none but in tests of the simulator.
+    #[doc(hidden)]
+    pub sabotage: Sabotage,
+}
+
+/// Faults that a simulation plants to see that it would notice them. Not reachable from any setting.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sabotage {
+    /// What was read is believed without its checksum.
+    pub skip_body_checksum: bool,
+    /// Recovery passes over tombstones, and over the notes of the superseding ring.
+    pub forget_tombstones: bool,
 }
 
 impl Config {
@@ -90,6 +103,7 @@ impl Config {
             object_bytes_mean: 4 << 10,
             flush_interval: Duration::from_millis(100),
             buffer_bytes_max: 8 * IO_MAX,
+            sabotage: Sabotage::default(),
         }
     }
 

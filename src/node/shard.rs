@@ -8,11 +8,10 @@
 
 use std::{cell::OnceCell, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
 
-use bytes::{BufMut, Bytes, BytesMut};
 use engine::{
     clock::Clock,
     device::{DeviceError, file::FileDevice},
-    log::{self, Keep, Log, OpenError, Opened, Recovered, Stop, supersede::RingFile},
+    log::{self, Log, OpenError, Opened, supersede::RingFile},
     mailbox::{Receiver, Reply},
     mesh::MeshEnd,
     net::Listener,
@@ -24,7 +23,7 @@ use futures_lite::future::or;
 
 use super::command::{Command, ShardReport};
 use crate::{
-    cache::{CacheKey, CacheMeta, Version},
+    cache::Version,
     config::Config,
     namespace::{Namespaces, Registry},
     policy::{L2Fill, VersionedPolicy},
@@ -37,7 +36,7 @@ use crate::{
     stats::ShardStats,
     storage::{
         bridge::{self, Ask, Bridge},
-        flash::{FlashTier, RECORD_CACHE_ONLY},
+        flash::{FlashTier, keep},
         multi_tier::{Context, MultiTier, NoTier, Settings, Stack},
         ram::{EvictSink, Leaving, RamTier},
     },
@@ -137,24 +136,9 @@ impl EvictSink for Demote {
         if rules.with(|rules| rules.l2_fill(object.body.len() as u64) != L2Fill::OnEvict) {
             return;
         }
-        let mut bytes = BytesMut::with_capacity(object.path.len() + object.headers.len() + object.body.len());
-        bytes.put_slice(object.path);
-        bytes.put_slice(object.headers);
-        bytes.put_slice(object.body);
-        let mut body = bytes.freeze();
-        let path = body.split_to(object.path.len());
-        let headers = body.split_to(object.headers.len());
-        let Some(key) = CacheKey::with_hash(path, object.hash) else { return };
-        let meta = CacheMeta {
-            version: object.version,
-            length: Some(body.len() as u64),
-            checksum: Some(object.checksum),
-            created_ms: object.created_ms,
-            expires_ms: object.expires_ms,
-            client_flags: object.client_flags,
-            headers: if headers.is_empty() { Bytes::new() } else { headers },
-        };
-        tiers.evicted_from_l0(key, meta, body);
+        if let Some((key, meta, body)) = object.copied() {
+            tiers.evicted_from_l0(key, meta, body);
+        }
     }
 }
 
@@ -272,16 +256,6 @@ fn bounds(config: &Config) -> Settings {
     }
 }
 
-/// What a recovered record is worth. A durable object is compared with L3's index before its first answer, however the
-/// last run ended. A cache-only one is trusted as long as nothing newer of its key can have been lost.
-fn keep(record: &Recovered) -> Keep {
-    match (record.flags & RECORD_CACHE_ONLY != 0, record.stop) {
-        (false, _) => Keep::Suspect,
-        (true, Stop::Clean | Stop::Killed) => Keep::Trust,
-        (true, Stop::PowerCut | Stop::Damaged) => Keep::Discard,
-    }
-}
-
 struct Doors {
     mesh: MeshEnd<Ask>,
     asks: Receiver<Ask>,
@@ -387,22 +361,5 @@ impl Shard {
             self.l0.sweep();
             or(self.rt.sleep(SWEEP_INTERVAL), stop.raised()).await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_recovered_record_is_worth() {
-        let worth = |flags, stop| keep(&Recovered { hash: 0, version: 1, flags, stop });
-        for stop in [Stop::Clean, Stop::Killed, Stop::PowerCut, Stop::Damaged] {
-            assert_eq!(worth(0, stop), Keep::Suspect, "{stop:?}");
-        }
-        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::Clean), Keep::Trust);
-        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::Killed), Keep::Trust);
-        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::PowerCut), Keep::Discard);
-        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::Damaged), Keep::Discard);
     }
 }

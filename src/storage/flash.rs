@@ -16,7 +16,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use engine::{
     clock::Clock,
     device::{Device, DeviceError},
-    log::{Body, Commit, Log, LogError, Lookup, Miss, StagedWrite, Stats},
+    log::{Body, Commit, Keep, Log, LogError, Lookup, Miss, Recovered, StagedWrite, Stats, Stop},
     rt::Rt,
 };
 
@@ -33,6 +33,17 @@ use crate::{
 
 /// Flag of a record: its namespace was cache-only when it was written, so nobody can check its version later.
 pub const RECORD_CACHE_ONLY: u16 = 1;
+
+/// What a recovered record is worth. A durable object is compared with L3's index before its first answer, however the
+/// last run ended. A cache-only one is trusted as long as nothing newer of its key can have been lost.
+#[must_use]
+pub fn keep(record: &Recovered) -> Keep {
+    match (record.flags & RECORD_CACHE_ONLY != 0, record.stop) {
+        (false, _) => Keep::Suspect,
+        (true, Stop::Clean | Stop::Killed) => Keep::Trust,
+        (true, Stop::PowerCut | Stop::Damaged) => Keep::Discard,
+    }
+}
 
 /// Bytes of the log's metadata before the headers.
 const HEADERS_AT: usize = size_of::<u32>();
@@ -336,5 +347,22 @@ impl<D: Device, R: Rt> MissHandler for FlashMiss<D, R> {
         };
         let committed = staged.commit(&commit).await.map_err(failed)?;
         Ok(Stored::kept(Tier::L2, meta.version, committed.length, replaced))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_recovered_record_is_worth() {
+        let worth = |flags, stop| keep(&Recovered { hash: 0, version: 1, flags, stop });
+        for stop in [Stop::Clean, Stop::Killed, Stop::PowerCut, Stop::Damaged] {
+            assert_eq!(worth(0, stop), Keep::Suspect, "{stop:?}");
+        }
+        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::Clean), Keep::Trust);
+        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::Killed), Keep::Trust);
+        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::PowerCut), Keep::Discard);
+        assert_eq!(worth(RECORD_CACHE_ONLY, Stop::Damaged), Keep::Discard);
     }
 }

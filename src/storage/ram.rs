@@ -56,6 +56,30 @@ pub struct Leaving<'a> {
     pub body: &'a [u8],
 }
 
+impl Leaving<'_> {
+    /// A copy that outlives the eviction, in one allocation. `None` when the path is not a key.
+    #[must_use]
+    pub fn copied(&self) -> Option<(CacheKey, CacheMeta, Bytes)> {
+        let mut bytes = BytesMut::with_capacity(self.path.len() + self.headers.len() + self.body.len());
+        bytes.put_slice(self.path);
+        bytes.put_slice(self.headers);
+        bytes.put_slice(self.body);
+        let mut body = bytes.freeze();
+        let path = body.split_to(self.path.len());
+        let headers = body.split_to(self.headers.len());
+        let meta = CacheMeta {
+            version: self.version,
+            length: Some(body.len() as u64),
+            checksum: Some(self.checksum),
+            created_ms: self.created_ms,
+            expires_ms: self.expires_ms,
+            client_flags: self.client_flags,
+            headers: if headers.is_empty() { Bytes::new() } else { headers },
+        };
+        Some((CacheKey::with_hash(path, self.hash)?, meta, body))
+    }
+}
+
 /// Where objects go that leave L0. Called in the middle of an eviction: must not touch L0, wait or take long.
 pub trait EvictSink: 'static {
     /// Takes a copy or not; counts its own refusals.

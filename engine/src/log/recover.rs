@@ -439,10 +439,15 @@ impl<D: Device> Recovery<D> {
         for lap in &mut self.laps {
             let survived = page.survived(lap.epoch);
             for record in std::mem::take(&mut lap.records) {
+                if config.sabotage.forget_tombstones && record.kind == Kind::Tombstone {
+                    continue;
+                }
                 state.meet(lap.segment, &record, survived, now_s, &keep, &mut opened);
             }
         }
-        opened.notes = state.apply_notes(&mut opened.version_max);
+        if !config.sabotage.forget_tombstones {
+            opened.notes = state.apply_notes(&mut opened.version_max);
+        }
         opened.objects = state.index.live() as u64;
         let log = Log::start(self.device, rt, self.layout, config, page, state);
         log.inner.bury_notes().await?;
