@@ -434,7 +434,9 @@ fn a_lone_record_is_on_flash_after_the_flush_interval_and_flushes_share_syncs() 
 
 #[test]
 fn colliding_keys_cost_misses_never_old_copies() {
-    let world = World::new(12, 40);
+    let mut world = World::new(12, 40);
+    // A small table has few classes.
+    world.config.object_bytes_mean = 1 << 20;
     let (log, _) = world.open();
     // Two hashes of one class.
     let (mut random, first) = (fastrand::Rng::with_seed(1), 42);
