@@ -383,6 +383,74 @@ fn a_reader_that_is_lapped_is_told() {
 }
 
 #[test]
+fn an_object_whose_beginning_was_reclaimed_is_a_miss_not_a_cut_body() {
+    let world = World::new(16, 12);
+    let (log, _) = world.open();
+    world.sim.block_on(async {
+        put(&log, b"large", 1, &body_of(1, 150_000)).await.expect("put");
+        for i in 0..500 {
+            put(&log, format!("k{i}").as_bytes(), 1, &body_of(1, 3000)).await.expect("put");
+            // A cut body would not be whole.
+            match look(&log, b"large").await {
+                Ok(found) => assert_eq!(found.0, 1),
+                Err(miss) => {
+                    assert_eq!(miss, Miss::Gone, "its commit record is still there");
+                    assert_eq!((log.stats().gone, log.stats().corrupted), (1, 0));
+                    return;
+                }
+            }
+        }
+        panic!("never reclaimed");
+    });
+}
+
+#[test]
+fn a_read_that_reclaim_overtakes_is_gone_not_damaged() {
+    let world = World::new(17, 8);
+    let (log, _) = world.open();
+    let slow = Faults { latency: (Duration::ZERO, Duration::from_secs(5)), ..Faults::default() };
+    let mut gone = 0;
+    for round in 0..40 {
+        world.sim.block_on(async {
+            put(&log, b"victim", 1 + round, &body_of(1, 30_000)).await.expect("put");
+            log.flush().await.expect("flushed");
+            let Ok(Lookup::Found(mut found)) = log.get(hash(b"victim"), b"victim", 0).await else { panic!("a hit") };
+            log.device().set_faults(slow);
+            let mut read = Box::pin(found.body.next());
+            assert!(futures_lite::future::poll_once(&mut read).await.is_none());
+            log.device().set_faults(Faults::default());
+            for i in 0..200 {
+                put(&log, format!("k{i}").as_bytes(), 1 + round, &body_of(1, 3000)).await.expect("put");
+            }
+            gone += u32::from(matches!(read.await, Err(LogError::Gone)));
+        });
+    }
+    assert!(gone > 20 && log.stats().corrupted == 0, "{gone} gone, {:?}", log.stats());
+}
+
+#[test]
+fn a_sealed_segment_is_durable_before_the_next_is_begun() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 16);
+        let (log, _) = world.open();
+        world.sim.block_on(async {
+            for i in 0..100 {
+                put(&log, format!("k{i}").as_bytes(), 1 + i, &body_of(1, 3000)).await.expect("put");
+            }
+            world.sim.rt().sleep(Duration::from_secs(1)).await;
+        });
+        world.power_cut();
+        let (log, opened) = world.open();
+        assert_eq!((opened.stop, opened.damaged), (Stop::PowerCut, 0), "seed {seed}");
+        world.sim.block_on(async {
+            for i in 0..60 {
+                assert!(look(&log, format!("k{i}").as_bytes()).await.is_ok(), "seed {seed}: k{i}");
+            }
+        });
+    }
+}
+
+#[test]
 fn without_waiting_there_is_a_point_where_the_buffer_is_full() {
     let world = World::new(10, 40);
     let (log, _) = world.open();
@@ -491,6 +559,30 @@ fn a_full_index_forgets_the_oldest_and_remembers_that_it_forgot() {
         assert_eq!(log.stats().segments_blind, 0);
         assert!(!log.needs_tombstone(hash(b"any")));
     });
+}
+
+#[test]
+fn recovery_goes_by_version_not_by_position() {
+    let mut world = World::new(18, 8);
+    world.config.object_bytes_mean = 16 << 10;
+    let (log, _) = world.open();
+    world.sim.block_on(async {
+        put(&log, b"k", 50, &body_of(50, 10)).await.expect("put");
+        // The index forgets, and a stale writer that its owner should have stopped gets through.
+        for i in 0.. {
+            if !log.may_contain(hash(b"k")) {
+                break;
+            }
+            put(&log, format!("k{i}").as_bytes(), 1000, &body_of(1, 100)).await.expect("put");
+        }
+        put(&log, b"k", 40, &body_of(40, 10)).await.expect("put");
+        log.flush().await.expect("flushed");
+    });
+    world.kill();
+    world.config.object_bytes_mean = 256;
+    let (log, _) = world.open();
+    assert_eq!(world.sim.block_on(look(&log, b"k")), Ok((50, brief(50, 10))));
+    assert!(log.needs_tombstone(hash(b"any")), "the older one lies behind: blind");
 }
 
 #[test]

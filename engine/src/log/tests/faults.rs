@@ -340,12 +340,14 @@ fn a_flipped_bit_is_a_counted_miss() {
         log.device().set_faults(Faults { read_flip_one_in: 2, ..Faults::default() });
         let (mut hits, mut missed) = (0, 0);
         for i in 0..50 {
-            match look(&log, format!("k{i}").as_bytes()).await {
+            let key = format!("k{i}");
+            match look(&log, key.as_bytes()).await {
                 Ok(found) => {
                     assert_eq!(found, (1, brief(1, 4000)));
                     hits += 1;
                 }
                 Err(miss) => {
+                    assert!(log.needs_tombstone(hash(key.as_bytes())), "its record is still there, perhaps whole");
                     assert!(matches!(miss, Miss::Corrupted | Miss::Collision), "{miss:?}");
                     missed += 1;
                 }
