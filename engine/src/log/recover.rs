@@ -17,8 +17,9 @@
 //! merely killed (blocks are written one by one), or if the log was closed. A damaged head is the same: its segment
 //! may have been free.
 //!
-//! A segment found without a footer gets one before the first write of the new run, so that a tear is not taken for
-//! rot at the next start.
+//! Opening makes two things durable before it returns. The clean mark is void: a commit may be acknowledged by a note
+//! alone, and after a power cut nothing but the missing mark tells that one was lost. And a segment found without a
+//! footer has one, so that a tear is not taken for rot at the next start.
 
 mod scan;
 
@@ -34,7 +35,7 @@ use super::{
     segments::Segments,
     signal::Signal,
     supersede::{NoteStore, Ring},
-    writer::{Buffer, Op, Then, seal_ops, state_op},
+    writer::{Buffer, seal_writes},
 };
 use scan::{Lap, Reader, Take};
 
@@ -106,7 +107,7 @@ pub struct Opened {
     pub notes: u64,
 }
 
-/// Why a log was not opened. Nothing was changed.
+/// Why a log was not opened. Refused for its header, the file is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A later version of this program wrote it.
@@ -235,10 +236,10 @@ fn refuse<D: Device>(device: &D, bad: &BadHeader) -> OpenError {
 impl<D: Device, R: Rt> Log<D, R> {
     /// Opens the log on `device` and starts its tasks; a blank file is formatted. `keep` is asked of every record
     /// that would be served. Reads the heads and footers of all segments, and all of those that have no sound
-    /// footer. Writes nothing unless notes of the ring must become tombstones or no segment is free.
+    /// footer; voids the clean mark.
     ///
     /// # Errors
-    /// See [`OpenError`]; the file is as it was.
+    /// See [`OpenError`]. A file that is refused for its header is as it was.
     pub async fn open(
         device: Rc<D>,
         rt: R,
@@ -291,7 +292,7 @@ impl<D: Device, R: Rt> Log<D, R> {
         };
         let layout = Layout::of(&header, device.len()).ok_or_else(size)?;
         let page = StatePage {
-            state: RunState::Clean,
+            state: RunState::Running,
             killed_below: 0,
             power_cut_below: 0,
             damaged_below: 0,
@@ -308,11 +309,10 @@ impl<D: Device, R: Rt> Log<D, R> {
         device.sync().await?;
         let mut ring = Ring::new(notes);
         ring.clear();
-        let first = vec![state_op(&*device, &layout, &StatePage { state: RunState::Running, ..page })];
         let state = State {
             index: Index::new(&layout, config.objects(device.len())),
             segments: Segments::new(segments, 1),
-            buffer: Buffer::new(config.buffer_bytes_max, &layout, 0, first),
+            buffer: Buffer::new(config.buffer_bytes_max, &layout, 0),
             ring,
             life: Life::Open,
             poisoned: None,
@@ -381,6 +381,8 @@ impl<D: Device> Recovery<D> {
         // Room for laps that damage may hide: an epoch is not used twice.
         let hidden = laps.iter().any(|lap| lap.take == Take::ScanDamaged);
         let next_epoch = last.saturating_add(if hidden { layout.segments } else { 1 });
+        let marks = page.map_or(0, |page| page.killed_below.max(page.power_cut_below).max(page.damaged_below));
+        let next_epoch = next_epoch.max(marks);
         Ok(Self { device, layout, page, laps, next_epoch })
     }
 
@@ -418,11 +420,11 @@ impl<D: Device> Recovery<D> {
         opened.damaged = hiding.len() as u32;
         opened.scanned = self.laps.iter().filter(|lap| lap.take != Take::Footer).count() as u32;
         let page = self.next_page(stop, hiding.iter().map(|lap| self.laps[*lap].epoch).max(), &config, &rt);
-
+        self.begin(&page).await?;
         let mut state = State {
             index: Index::new(&self.layout, config.objects(self.device.len())),
             segments: Segments::new(self.layout.segments, 1),
-            buffer: Buffer::new(config.buffer_bytes_max, &self.layout, self.next_sequence(), self.first_ops(&page)),
+            buffer: Buffer::new(config.buffer_bytes_max, &self.layout, self.next_sequence()),
             ring,
             life: Life::Open,
             poisoned: None,
@@ -484,26 +486,26 @@ impl<D: Device> Recovery<D> {
     }
 
     fn next_sequence(&self) -> u64 {
-        let ends = self.laps.iter().map(|lap| {
-            let found = lap.blocks.last().map_or(lap.first_block, |(block, _)| block.sequence + 1);
-            found.max(lap.next_block.unwrap_or(0))
-        });
+        let ends = self.laps.iter().map(|lap| lap.found_end().max(lap.next_block.unwrap_or(0)));
         ends.max().unwrap_or(0)
     }
 
-    /// What must be durable before the first write: the new state, and footers for the segments that have none.
-    fn first_ops(&self, page: &StatePage) -> Vec<Op> {
-        let mut ops = vec![state_op(&*self.device, &self.layout, page)];
-        for (i, lap) in self.laps.iter().enumerate().filter(|(_, lap)| lap.take != Take::Footer) {
+    /// Makes this run's beginning durable: first the new state, so that what was seen of the last stop is not lost,
+    /// then footers for the segments that have none.
+    async fn begin(&self, page: &StatePage) -> Result<(), DeviceError> {
+        let device = &*self.device;
+        write_page(device, STATE_AT, |block| page.encode(self.layout.salt, block)).await?;
+        device.sync().await?;
+        let open = self.laps.iter().enumerate().filter(|(_, lap)| lap.take != Take::Footer);
+        for (i, lap) in open {
             let mut footer = Vec::new();
             lap.records.iter().for_each(|record| record.encode(&mut footer));
-            let found_end = lap.blocks.last().map_or(lap.first_block, |(block, _)| block.sequence + 1);
-            let next = self.laps.get(i + 1).map_or(found_end, |next| next.first_block);
+            let next = self.laps.get(i + 1).map_or(0, |next| next.first_block);
             let trailer = Trailer {
                 segment: lap.segment,
                 epoch: lap.epoch,
                 first_block: lap.first_block,
-                next_block: next.max(found_end),
+                next_block: next.max(lap.found_end()),
                 entries: lap.records.len() as u32,
                 footer_crc: 0,
                 used: lap.used,
@@ -512,14 +514,14 @@ impl<D: Device> Recovery<D> {
             if lap.used as usize > self.layout.footer_at(lap.records.len()) {
                 continue;
             }
-            let mut head = self.device.block(PAGE);
-            Head { segment: lap.segment, epoch: lap.epoch, first_block: lap.first_block }
-                .encode(self.layout.salt, &mut head);
-            let offset = self.layout.segment_at(lap.segment);
-            ops.push(Op::Write { offset, block: head.into(), then: Then::Nothing });
-            ops.extend(seal_ops(&*self.device, &self.layout, trailer, &footer, Then::Nothing));
+            let head = Head { segment: lap.segment, epoch: lap.epoch, first_block: lap.first_block };
+            let head_at = self.layout.segment_at(lap.segment);
+            write_page(device, head_at, |block| head.encode(self.layout.salt, block)).await?;
+            for (offset, block) in seal_writes(device, &self.layout, trailer, &footer) {
+                device.write(offset, block).await?;
+            }
         }
-        ops
+        device.sync().await
     }
 }
 

@@ -1,8 +1,8 @@
 //! The write buffer, and the one task that writes.
 //!
 //! Records are appended to the block being filled; a full block, or one that has waited for the flush interval, is
-//! sealed and joins the queue. The flusher performs the queue in order, one operation at a time: the void of the
-//! clean-stop mark and its sync first of all, a segment's head before its blocks, its footer and trailer after them,
+//! sealed and joins the queue. The flusher performs the queue in order, one operation at a time: a segment's head
+//! before its blocks, its footer and trailer after them,
 //! then a sync, then the next segment. So
 //!
 //! - what a killed process leaves is a prefix of the queue plus at most one write in pieces, and
@@ -100,9 +100,6 @@ pub(super) struct Buffer {
     unwritten: VecDeque<Unwritten>,
     ops: VecDeque<Op>,
     blocks_max: usize,
-    /// To be done before the first block of this run: the void of the clean-stop mark, and the seals of segments
-    /// that an unclean stop left open.
-    before_first: Option<Vec<Op>>,
     /// Records appended, of these in sealed blocks, of these durable.
     appends: u64,
     sealed: u64,
@@ -115,14 +112,13 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    pub(super) fn new(bytes_max: usize, layout: &Layout, next_sequence: u64, before_first: Vec<Op>) -> Self {
+    pub(super) fn new(bytes_max: usize, layout: &Layout, next_sequence: u64) -> Self {
         Self {
             open: None,
             filling: None,
             unwritten: VecDeque::new(),
             ops: VecDeque::new(),
             blocks_max: (bytes_max / block_bytes(layout)).max(2),
-            before_first: Some(before_first),
             appends: 0,
             sealed: 0,
             synced: 0,
@@ -319,15 +315,17 @@ impl<D: Device, R: Rt> Inner<D, R> {
             used: open.next_at as u32,
         };
         state.segments.enter(open.segment, Phase::Sealing);
-        let then = Then::Sealed(open.segment);
-        let ops = seal_ops(&*self.device, &self.layout, trailer, &open.footer, then);
-        state.buffer.ops.extend(ops);
+        let mut writes = seal_writes(&*self.device, &self.layout, trailer, &open.footer);
+        let last = writes.pop();
+        let footer = writes.into_iter().map(|(offset, block)| Op::Write { offset, block, then: Then::Nothing });
+        state.buffer.ops.extend(footer);
+        let sealed = |(offset, block)| Op::Write { offset, block, then: Then::Sealed(open.segment) };
+        state.buffer.ops.extend(last.map(sealed));
         state.buffer.sync();
         self.work.notify();
     }
 
     fn open_segment(&self, state: &mut State) {
-        self.begin_writes(state);
         let (segment, epoch) = state.segments.open().expect("the caller saw a free segment");
         let first_block = state.buffer.next_sequence;
         let mut page = self.device.block(PAGE);
@@ -340,17 +338,8 @@ impl<D: Device, R: Rt> Inner<D, R> {
         self.progress.notify();
     }
 
-    /// Queues what must be durable before the first write of this run.
-    fn begin_writes(&self, state: &mut State) {
-        if let Some(first) = state.buffer.before_first.take() {
-            state.buffer.ops.extend(first);
-            state.buffer.sync();
-        }
-    }
-
     /// Queues an empty head for a segment about to be freed, after what was re-inserted from it, and a sync.
     pub(super) fn void_segment(&self, state: &mut State, segment: u32) {
-        self.begin_writes(state);
         self.seal_block(state);
         let mut page = self.device.block(PAGE);
         Head { segment, epoch: 0, first_block: 0 }.encode(self.layout.salt, &mut page);
@@ -502,34 +491,28 @@ impl<D: Device, R: Rt> Inner<D, R> {
     }
 }
 
-/// The writes that seal a segment: its footer in pieces, then its trailer (whose footer crc is filled in).
-pub(super) fn seal_ops<D: Device>(device: &D, layout: &Layout, trailer: Trailer, footer: &[u8], then: Then) -> Vec<Op> {
+/// The writes that seal a segment, offset and bytes: its footer in pieces, then its trailer (whose footer crc is
+/// filled in).
+pub(super) fn seal_writes<D: Device>(
+    device: &D,
+    layout: &Layout,
+    trailer: Trailer,
+    footer: &[u8],
+) -> Vec<(u64, Arc<Block>)> {
     let base = layout.segment_at(trailer.segment);
     let footer_at = layout.footer_at(trailer.entries as usize);
-    let mut ops: Vec<Op> = footer
-        .chunks(IO_MAX)
-        .enumerate()
-        .map(|(i, piece)| {
-            let mut block = device.block(piece.len().next_multiple_of(PAGE));
-            block[..piece.len()].copy_from_slice(piece);
-            block[piece.len()..].fill(0);
-            let offset = base + (footer_at + i * IO_MAX) as u64;
-            Op::Write { offset, block: Arc::new(block), then: Then::Nothing }
-        })
-        .collect();
+    let mut writes = Vec::new();
+    for (i, piece) in footer.chunks(IO_MAX).enumerate() {
+        let mut block = device.block(piece.len().next_multiple_of(PAGE));
+        block[..piece.len()].copy_from_slice(piece);
+        block[piece.len()..].fill(0);
+        writes.push((base + (footer_at + i * IO_MAX) as u64, Arc::new(block)));
+    }
     let mut page = device.block(PAGE);
     let footer_crc = super::format::crc(layout.salt, &[footer]);
     Trailer { footer_crc, ..trailer }.encode(layout.salt, &mut page);
-    let offset = layout.trailer_at(trailer.segment);
-    ops.push(Op::Write { offset, block: Arc::new(page), then });
-    ops
-}
-
-/// The write of the state page.
-pub(super) fn state_op<D: Device>(device: &D, layout: &Layout, page: &StatePage) -> Op {
-    let mut block = device.block(PAGE);
-    page.encode(layout.salt, &mut block);
-    Op::Write { offset: STATE_AT, block: Arc::new(block), then: Then::Nothing }
+    writes.push((layout.trailer_at(trailer.segment), Arc::new(page)));
+    writes
 }
 
 impl<D: Device, R: Rt> Log<D, R> {
@@ -578,8 +561,6 @@ impl<D: Device, R: Rt> Inner<D, R> {
             state.check_readable()?;
             self.seal_block(&mut state);
             self.seal_segment(&mut state);
-            // Voiding a clean mark only to write it again is no harm, and what recovery found must be kept.
-            self.begin_writes(&mut state);
             state.buffer.sync();
         }
         self.work.notify();
@@ -587,7 +568,9 @@ impl<D: Device, R: Rt> Inner<D, R> {
         let clean = StatePage { state: RunState::Clean, written_ms: self.rt.clock().wall_ms(), ..self.page };
         {
             let mut state = self.state.borrow_mut();
-            state.buffer.ops.push_back(state_op(&*self.device, &self.layout, &clean));
+            let mut page = self.device.block(PAGE);
+            clean.encode(self.layout.salt, &mut page);
+            state.buffer.ops.push_back(Op::Write { offset: STATE_AT, block: page.into(), then: Then::Nothing });
             state.buffer.sync();
         }
         self.work.notify();

@@ -64,9 +64,14 @@ pub(super) struct Lap {
 }
 
 impl Lap {
+    /// The sequence after the last block that was read.
+    pub(super) fn found_end(&self) -> u64 {
+        self.blocks.last().map_or(self.first_block, |(block, _)| block.sequence + 1)
+    }
+
     /// Whether a block that must have been whole is missing or broken. `end`: the first sequence that is not its.
     pub(super) fn hides(&self, end: Option<u64>, must_be_whole: impl Fn(u64) -> bool) -> bool {
-        let found_end = self.blocks.last().map_or(self.first_block, |(block, _)| block.sequence + 1);
+        let found_end = self.found_end();
         let mut expected = self.first_block;
         for (block, whole) in &self.blocks {
             if (expected..block.sequence).any(&must_be_whole) || (!whole && must_be_whole(block.sequence)) {
