@@ -278,3 +278,8 @@ fn a_tombstone_forgotten_at_recovery_is_noticed() {
     let log = log::Sabotage { forget_tombstones: true, ..log::Sabotage::default() };
     caught(&Plan { ends: true, planted: Planted { log, ..Planted::default() }, ..Plan::default() });
 }
+
+#[test]
+fn flash_writes_fail_and_processes_end() {
+    all("writes and ends", &Plan { write_faults: true, ends: true, ..Plan::default() });
+}

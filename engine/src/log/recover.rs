@@ -309,6 +309,7 @@ impl<D: Device, R: Rt> Log<D, R> {
         device.sync().await?;
         let mut ring = Ring::new(notes);
         ring.clear();
+        ring.set_intact(true);
         let state = State {
             index: Index::new(&layout, config.objects(device.len())),
             segments: Segments::new(segments, 1),
@@ -404,7 +405,7 @@ impl<D: Device> Recovery<D> {
     async fn open<R: Rt>(
         mut self,
         rt: R,
-        ring: Ring,
+        mut ring: Ring,
         config: Config,
         keep: impl Fn(&Recovered) -> Keep,
     ) -> Result<(Log<D, R>, Opened), OpenError> {
@@ -421,6 +422,8 @@ impl<D: Device> Recovery<D> {
         opened.scanned = self.laps.iter().filter(|lap| lap.take != Take::Footer).count() as u32;
         let page = self.next_page(stop, hiding.iter().map(|lap| self.laps[*lap].epoch).max(), &config, &rt);
         self.begin(&page).await?;
+        // The page remembers what became of the notes before.
+        ring.set_intact(true);
         let mut state = State {
             index: Index::new(&self.layout, config.objects(self.device.len())),
             segments: Segments::new(self.layout.segments, 1),

@@ -19,7 +19,12 @@
 //! Bound: the slots. When all are taken, the note waits for a flush of the log's open buffer.
 #![expect(unsafe_code, reason = "a shared mapping of a file")]
 
-use std::{cell::RefCell, io, path::Path, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    path::Path,
+    rc::Rc,
+};
 
 use crate::device::PAGE;
 
@@ -53,8 +58,14 @@ pub trait NoteStore: 'static {
     /// Fills or frees a slot; visible to the next process at once.
     fn set(&mut self, slot: usize, note: Option<Note>);
 
-    /// Whether what an earlier process noted is here. `false`: the store is new, or was damaged.
+    /// Whether what an earlier process noted is here. `false`: the store is new, was damaged, or was given up by
+    /// [`NoteStore::set_intact`].
     fn is_intact(&self) -> bool;
+
+    /// Says to the next process whether it may rely on the notes; it learns at once. A poisoned log gives its notes
+    /// up, since what supersedes can be noted no more; a log that has opened, and remembers on flash what became of
+    /// the notes before, vouches for those to come.
+    fn set_intact(&mut self, intact: bool);
 }
 
 /// A [`NoteStore`] in a file.
@@ -66,7 +77,7 @@ pub struct RingFile {
 
 impl RingFile {
     /// Opens or makes the file at `path`. Blocks for the system calls; called at start. A damaged file is made anew
-    /// and says so through [`NoteStore::is_intact`]; one with another number of slots keeps it.
+    /// and says so through [`NoteStore::is_intact`] until [`NoteStore::set_intact`]; one with another number of slots keeps it.
     ///
     /// # Errors
     /// The file cannot be opened, sized or mapped, or a newer version wrote it.
@@ -92,10 +103,7 @@ impl RingFile {
             .map_err(|refused| named(refused.into()))?;
         // SAFETY: the mapping is shared with the file by design. Nobody shortens it: the data directory is locked
         // by this process, and what changes in it is read through crcs.
-        let mut map = unsafe { memmap2::MmapOptions::new().len(len).map_mut(&file) }.map_err(named)?;
-        if found.is_none() {
-            map[..HEADER].copy_from_slice(&encode_header(slots.max(1)));
-        }
+        let map = unsafe { memmap2::MmapOptions::new().len(len).map_mut(&file) }.map_err(named)?;
         Ok(Self { map, slots: kept, is_intact: found.is_some() && was >= len as u64 })
     }
 
@@ -160,19 +168,25 @@ impl NoteStore for RingFile {
     fn is_intact(&self) -> bool {
         self.is_intact
     }
+
+    fn set_intact(&mut self, intact: bool) {
+        let header = if intact { encode_header(self.slots as u32) } else { [0; HEADER] };
+        self.map[..HEADER].copy_from_slice(&header);
+    }
 }
 
 /// A [`NoteStore`] in memory for simulations: clones share it, so it outlives a simulated process.
 #[derive(Clone, Debug)]
 pub struct RingMemory {
     notes: Rc<RefCell<Vec<Option<Note>>>>,
+    is_intact: Rc<Cell<bool>>,
 }
 
 impl RingMemory {
     /// A store of `slots` free slots.
     #[must_use]
     pub fn new(slots: usize) -> Self {
-        Self { notes: Rc::new(RefCell::new(vec![None; slots])) }
+        Self { notes: Rc::new(RefCell::new(vec![None; slots])), is_intact: Rc::new(Cell::new(true)) }
     }
 
     /// What a power cut does to pages that were never written back.
@@ -195,7 +209,11 @@ impl NoteStore for RingMemory {
     }
 
     fn is_intact(&self) -> bool {
-        true
+        self.is_intact.get()
+    }
+
+    fn set_intact(&mut self, intact: bool) {
+        self.is_intact.set(intact);
     }
 }
 
@@ -218,6 +236,10 @@ impl Ring {
 
     pub(super) fn is_intact(&self) -> bool {
         self.store.is_intact()
+    }
+
+    pub(super) fn set_intact(&mut self, intact: bool) {
+        self.store.set_intact(intact);
     }
 
     /// What is noted.
@@ -271,6 +293,8 @@ mod tests {
         let note = |n: u64| Note { hash: n, version: n * 10 };
         let mut ring = Ring::new(RingFile::open(&path, 4).expect("made"));
         assert!(!ring.is_intact(), "a new file knows of no earlier process");
+        assert!(!RingFile::open(&path, 4).expect("opened").is_intact(), "and is not vouched for by being there");
+        ring.set_intact(true);
         let ids: Vec<_> = (1..=4).map(|n| ring.put(note(n)).expect("room")).collect();
         assert!(ring.put(note(5)).is_none(), "full");
         ring.free(ids.into_iter().nth(1).expect("the second"));

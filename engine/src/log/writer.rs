@@ -459,7 +459,11 @@ impl<D: Device, R: Rt> Inner<D, R> {
 
     fn poison(&self, failed: &DeviceError) {
         tracing::error!(device = self.device.name(), error = %failed, "flash log poisoned");
-        self.state.borrow_mut().poisoned = Some(failed.to_string().into());
+        let mut state = self.state.borrow_mut();
+        state.poisoned = Some(failed.to_string().into());
+        // From now on something may be superseded above that this log cannot note: nothing that it holds may be
+        // trusted after a kill unless somebody else vouches for it.
+        state.ring.set_intact(false);
         self.progress.notify();
         self.work.notify();
     }

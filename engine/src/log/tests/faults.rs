@@ -75,6 +75,7 @@ fn how_the_last_run_ended_is_told_for_every_row() {
         fn is_intact(&self) -> bool {
             false
         }
+        fn set_intact(&mut self, _: bool) {}
     }
     let device = Rc::new(world.medium.open(world.sim.rt(), Faults::default()));
     let ring = NewRing(RingMemory::new(4));
