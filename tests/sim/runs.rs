@@ -36,6 +36,8 @@ const SEEDS: u64 = 150;
 struct Plan {
     /// Ends of the process in mid-work, of all kinds.
     ends: bool,
+    /// Many short lives, each of which begins with nothing in L0: reads promote all the time.
+    cold: bool,
     /// The stores fail, stall, and leave outcomes unknown.
     store_faults: bool,
     /// Reads of flash fail or flip bits; nothing is written wrong.
@@ -96,7 +98,13 @@ fn run(seed: u64, plan: &Plan) -> Result<std::rc::Rc<Run>, String> {
     let mut draw = |n: u64| rt.random() % n;
     let mut world = World::new(seed, policy(&mut draw), plan.planted);
     let run = Run::new();
-    let lives = if plan.ends { 2 + draw(3) } else { 1 };
+    let lives = if plan.cold {
+        16
+    } else if plan.ends {
+        2 + draw(3)
+    } else {
+        1
+    };
     for _ in 0..lives {
         faults(&mut world, plan, seed);
         // Nothing fails while a process starts: that is a test of its own.
@@ -114,9 +122,9 @@ fn run(seed: u64, plan: &Plan) -> Result<std::rc::Rc<Run>, String> {
         let done = std::rc::Rc::new(std::cell::Cell::new(0));
         for _ in 0..CLIENTS {
             let client = Client { rt: world.sim.rt(), tiers: world.node().tiers.clone(), run: run.clone() };
-            let done = done.clone();
+            let (done, cold) = (done.clone(), plan.cold);
             world.sim.rt().spawn(async move {
-                client.work(CALLS).await;
+                client.work(if cold { CALLS / 2 } else { CALLS }).await;
                 done.set(done.get() + 1);
             });
         }
@@ -244,7 +252,7 @@ fn flash_writes_fail() {
 }
 
 /// Seeds within which a planted fault must be noticed.
-const PLANTED_SEEDS: u64 = 300;
+const PLANTED_SEEDS: u64 = 1_000;
 
 /// The oracle, or an invariant, notices what is planted; without it the same seed is fine.
 fn caught(plan: &Plan) {
@@ -264,7 +272,8 @@ fn caught(plan: &Plan) {
 fn a_promotion_committed_after_a_purge_is_noticed() {
     let tiers = Sabotage { commit_promotion_after_purge: true };
     // After a start nothing is in L0, and reads promote.
-    caught(&Plan { ends: true, planted: Planted { tiers, ..Planted::default() }, ..Plan::default() });
+    let planted = Planted { tiers, ..Planted::default() };
+    caught(&Plan { ends: true, cold: true, planted, ..Plan::default() });
 }
 
 #[test]
