@@ -2,11 +2,13 @@
 //! tests of what only real stores have: crashes, damage, full disks, formats.
 
 mod bridge;
+mod disk;
 mod durable;
 mod embedded;
 mod local;
 mod memory;
 mod redb;
+mod redb_faults;
 mod storage;
 mod stores;
 mod support;

@@ -37,6 +37,7 @@ const CRC_END: usize = 8;
 const INLINE: u8 = 0;
 const BLOB: u8 = 1;
 const TOMBSTONE: u8 = 2;
+const _: () = assert!(CRC_END == CRC_AT + 4 && HEAD_BYTES == CRC_END + 5 * 8 + 4 * 4);
 const EXPIRES: u8 = 1;
 
 /// The bytes of `manifest`.
@@ -142,6 +143,8 @@ fn read_tags(mut bytes: Bytes) -> Option<Vec<Box<str>>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn manifest(body: Body) -> Manifest {
@@ -212,6 +215,57 @@ mod tests {
             let crc = checksum(b"ns/key", &bad);
             bad[CRC_AT..CRC_END].copy_from_slice(&crc.to_le_bytes());
             assert!(decode(Bytes::from_static(b"ns/key"), bad.into()).is_err(), "{bytes:?} at {at}");
+        }
+    }
+
+    fn sealed(path: &[u8], mut bytes: Vec<u8>) -> Vec<u8> {
+        if bytes.len() >= HEAD_BYTES {
+            let crc = checksum(path, &bytes);
+            bytes[CRC_AT..CRC_END].copy_from_slice(&crc.to_le_bytes());
+        }
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(
+            path in proptest::collection::vec(any::<u8>(), 0..80),
+            [version, length, created_ms, nonce] in any::<[u64; 4]>(),
+            (checksum, client_flags, expires_ms) in any::<(u32, u32, Option<u64>)>(),
+            headers in proptest::collection::vec(any::<u8>(), 0..200),
+            tags in proptest::collection::vec(".{0,12}", 0..5),
+            kind in 0..3,
+            inline in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let body = match kind {
+                0 => Body::Inline(inline.into()),
+                1 => Body::Blob(BlobId::fresh(length, nonce)),
+                _ => Body::Tombstone,
+            };
+            let manifest = Manifest {
+                path: path.into(), version: Version(version), body, length, checksum, created_ms, expires_ms,
+                client_flags, headers: headers.into(), tags: tags.into_iter().map(Into::into).collect(), nonce,
+            };
+            prop_assert_eq!(decode(manifest.path.clone(), encode(&manifest).into()), Ok(manifest));
+        }
+
+        /// Of any bytes, and of a manifest's with some changed, both under a right checksum.
+        #[test]
+        fn no_bytes_make_reading_panic(
+            any_bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let path = Bytes::from_static(b"ns/key");
+            let mut near = encode(&manifest(Body::Inline(Bytes::from_static(b"abc"))));
+            for (at, byte) in damage {
+                let at = at.index(near.len());
+                near[at] = byte;
+            }
+            for bytes in [any_bytes.clone(), sealed(&path, any_bytes), sealed(&path, near)] {
+                if let Ok(manifest) = decode(path.clone(), bytes.into()) {
+                    prop_assert_eq!(decode(path.clone(), encode(&manifest).into()), Ok(manifest));
+                }
+            }
         }
     }
 }

@@ -1,22 +1,26 @@
 //! The index in one redb file.
 //!
 //! ```text
-//! meta        text -> bytes       "format": u32, "counters": see Counters
+//! meta        text -> bytes       "format": u32; "counters": rows
 //! manifests   path -> bytes       manifest_format
-//! changes     sequence -> bytes   version (8), live (1), path; the last CHANGES_MAX
-//! purges      scope -> version    scope: kind (1), text
+//! changes     sequence -> bytes   rows; the last CHANGES_MAX
+//! purges      scope -> bytes      rows
 //! ```
 //!
 //! Writes go to one thread, which puts everything that waits into one transaction and answers after its commit: a
 //! commit costs an fsync whatever it holds, so 64 writers share a few. Reads run on a [`Pool`] of their own against
 //! the last committed snapshot: they may touch the disk, and an executor thread must not.
 //!
-//! Invariants: an answer means durable; a commit that failed leaves every waiter in doubt
-//! ([`StoreError::Unknown`]) and the store poisoned for writes, reads go on; a damaged manifest is never read as
-//! another. redb itself is believed to keep its pages whole (one fsync and checksums per commit); what it panics
-//! over is caught and reported.
+//! Invariants: an answer means durable, and a read shows only what is; a commit that failed leaves every waiter in
+//! doubt ([`StoreError::Unknown`]) and the store poisoned for writes; a file that is refused was not changed (`held`);
+//! a damaged row is never read as another. redb is believed to keep its commits whole (one fsync, checksums looked at
+//! in the repair after a crash), and not to look at checksums otherwise: what it panics over is caught and told as
+//! damage, and a damaged inner page may hide an entry. After an I/O error redb touches its file no more: reads go on
+//! from its cache and fail beyond it, until the next start.
 
+mod held;
 mod open;
+mod rows;
 mod writer;
 
 use std::{
@@ -32,18 +36,18 @@ use bytes::Bytes;
 use engine::mailbox::{Sender, oneshot};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
-use self::{
-    open::Counters,
-    writer::{Job, Mutation},
-};
 pub use self::{
     open::OpenError,
     writer::{BATCH_BYTES_MAX, BATCH_MAX, QUEUE_MAX},
 };
-use super::{manifest_format, pool::Pool, room::panicked};
+use self::{
+    rows::{Counters, read_change, read_purge},
+    writer::{Job, Mutation},
+};
+use super::{manifest_format, pool::Pool};
 use crate::{
     cache::{Cause, Version},
-    storage::traits::{Change, Cursor, IndexStore, Manifest, PurgeRecord, PurgeScope, StoreError, Swap},
+    storage::traits::{Change, Cursor, IndexStore, Manifest, PurgeRecord, StoreError, Swap},
 };
 
 /// The format of the file.
@@ -52,10 +56,13 @@ pub const FORMAT: u32 = 1;
 /// Changes kept for [`IndexStore::changes_since`]; older ones are forgotten.
 pub const CHANGES_MAX: u64 = 100_000;
 
+/// A page of a listing takes no more from here on, whatever its limit; at most one row above it.
+pub const PAGE_BYTES_MAX: usize = 1 << 20;
+
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 const MANIFESTS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("manifests");
 const CHANGES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("changes");
-const PURGES: TableDefinition<'static, &[u8], u64> = TableDefinition::new("purges");
+const PURGES: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("purges");
 
 /// An index in a redb file. Clones are the same index; the last one to go ends the writer and closes the file.
 #[derive(Clone)]
@@ -126,7 +133,9 @@ impl RedbIndexStore {
         job: impl FnOnce(&Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let reader = Reader { db: self.db.clone(), shared: self.shared.clone() };
-        self.pool.run(move || job(&reader)).await.unwrap_or_else(|| Err(panicked()))
+        // redb trusts its pages: what it stumbles over is damage.
+        let stumbled = || StoreError::Corrupted { what: "pages of the index contradict each other".into() };
+        self.pool.run(move || job(&reader)).await.unwrap_or_else(|| Err(stumbled()))
     }
 
     async fn write(&self, mutation: Mutation) -> Result<Swap, StoreError> {
@@ -189,14 +198,15 @@ impl Reader {
         let read = self.db.begin_read().map_err(failed)?;
         let table = read.open_table(MANIFESTS).map_err(failed)?;
         let mut page: Vec<Manifest> = Vec::new();
-        let mut last = after.to_vec();
+        let (mut last, mut bytes) = (after.to_vec(), 0);
         let start = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
         for entry in table.range::<&[u8]>((start, Bound::Unbounded)).map_err(failed)? {
             let (path, value) = entry.map_err(failed)?;
-            if page.len() == limit {
+            if page.len() == limit || bytes >= PAGE_BYTES_MAX {
                 return Ok((page, Some(scan_cursor(passed, &last))));
             }
             last = path.value().to_vec();
+            bytes += path.value().len() + value.value().len();
             match decode(&self.shared, path.value(), value.value()) {
                 Ok(manifest) => page.push(manifest),
                 Err(damaged) => {
@@ -210,26 +220,30 @@ impl Reader {
 
     fn changes(&self, cursor: Option<&[u8]>, limit: usize) -> Result<Option<(Vec<Change>, Cursor)>, StoreError> {
         let read = self.db.begin_read().map_err(failed)?;
-        let changed = Counters::load(&read.open_table(META).map_err(failed)?)?.changed;
+        let Counters { id, changed, .. } = Counters::load(&read.open_table(META).map_err(failed)?)?;
         let table = read.open_table(CHANGES).map_err(failed)?;
         let oldest = table.first().map_err(failed)?.map_or(changed + 1, |(sequence, _)| sequence.value());
         let after = match cursor {
             None => oldest - 1,
-            Some(bytes) => match bytes.try_into().map(u64::from_be_bytes) {
-                Ok(after) if (oldest - 1..=changed).contains(&after) => after,
+            Some(cursor) => match read_change_cursor(id, cursor) {
+                Some(after) if (oldest - 1..=changed).contains(&after) => after,
                 _ => return Ok(None),
             },
         };
-        let (mut page, mut last) = (Vec::new(), after);
+        let (mut page, mut last, mut bytes) = (Vec::new(), after, 0);
         for entry in table.range(after + 1..).map_err(failed)?.take(limit) {
             let (sequence, value) = entry.map_err(failed)?;
+            if bytes >= PAGE_BYTES_MAX {
+                break;
+            }
             last = sequence.value();
+            bytes += value.value().len();
             page.push(
-                read_change(value.value())
+                read_change(last, value.value())
                     .ok_or_else(|| StoreError::Corrupted { what: format!("change {last} of the index") })?,
             );
         }
-        Ok(Some((page, Cursor(Bytes::copy_from_slice(&last.to_be_bytes())))))
+        Ok(Some((page, change_cursor(id, last))))
     }
 
     fn purges(&self) -> Result<Vec<PurgeRecord>, StoreError> {
@@ -237,10 +251,8 @@ impl Reader {
         let table = read.open_table(PURGES).map_err(failed)?;
         let mut records = Vec::new();
         for entry in table.iter().map_err(failed)? {
-            let (scope, version) = entry.map_err(failed)?;
-            let scope = read_scope(scope.value())
-                .ok_or_else(|| StoreError::Corrupted { what: "a purge record of the index".into() })?;
-            records.push(PurgeRecord { scope, version: Version(version.value()) });
+            let (scope, row) = entry.map_err(failed)?;
+            records.push(read_purge(scope.value(), row.value())?);
         }
         Ok(records)
     }
@@ -250,41 +262,16 @@ fn scan_cursor(passed: u8, path: &[u8]) -> Cursor {
     Cursor([&[passed], path].concat().into())
 }
 
-fn write_change(version: Version, live: bool, path: &[u8]) -> Vec<u8> {
-    [&version.0.to_le_bytes()[..], &[u8::from(live)], path].concat()
+/// A position of [`IndexStore::changes_since`]: the file, then the last change told.
+fn change_cursor(id: u64, sequence: u64) -> Cursor {
+    Cursor([id.to_be_bytes(), sequence.to_be_bytes()].concat().into())
 }
 
-fn read_change(bytes: &[u8]) -> Option<Change> {
-    let (version, rest) = bytes.split_first_chunk::<8>()?;
-    let (live, path) = rest.split_first()?;
-    let version = Version(u64::from_le_bytes(*version));
-    Some(Change { path: Bytes::copy_from_slice(path), version, live: *live != 0 })
-}
-
-fn write_scope(scope: &PurgeScope) -> Vec<u8> {
-    match scope {
-        PurgeScope::All => vec![0],
-        PurgeScope::Namespace(namespace) => [&[1], namespace.as_bytes()].concat(),
-        PurgeScope::Key(path) => [&[2], &path[..]].concat(),
-        PurgeScope::Prefix(prefix) => [&[3], &prefix[..]].concat(),
-        // A namespace has no slash, a tag may.
-        PurgeScope::Tag { namespace, tag } => [&[4], namespace.as_bytes(), b"/", tag.as_bytes()].concat(),
-    }
-}
-
-fn read_scope(bytes: &[u8]) -> Option<PurgeScope> {
-    let (kind, rest) = bytes.split_first()?;
-    Some(match kind {
-        0 => PurgeScope::All,
-        1 => PurgeScope::Namespace(std::str::from_utf8(rest).ok()?.into()),
-        2 => PurgeScope::Key(Bytes::copy_from_slice(rest)),
-        3 => PurgeScope::Prefix(Bytes::copy_from_slice(rest)),
-        4 => {
-            let (namespace, tag) = std::str::from_utf8(rest).ok()?.split_once('/')?;
-            PurgeScope::Tag { namespace: namespace.into(), tag: tag.into() }
-        }
-        _ => return None,
-    })
+/// The last change told, if the cursor is of the file `id`.
+fn read_change_cursor(id: u64, cursor: &[u8]) -> Option<u64> {
+    let (of, sequence) = cursor.split_first_chunk()?;
+    let sequence = sequence.try_into().ok().map(u64::from_be_bytes);
+    sequence.filter(|_| u64::from_be_bytes(*of) == id)
 }
 
 impl IndexStore for RedbIndexStore {

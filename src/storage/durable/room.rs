@@ -3,7 +3,8 @@
 //!
 //! Invariant: `used` is exact: bytes of committed blob files, plus bytes reserved by writes under way, plus keys and
 //! values in the index. It is counted as things happen and found again by listing at start. Behaviour at the bound:
-//! writes are refused with [`Reason::QuotaFull`] or [`Reason::DiskFull`]; deletions and tombstones never are.
+//! writes are refused with [`Reason::QuotaFull`] or [`Reason::DiskFull`]; deletions and tombstones are not, until the
+//! disk has no room at all: they are written, too.
 
 use std::{
     io,
@@ -105,6 +106,18 @@ impl Room {
         let disk = rustix::fs::statvfs(&self.shared.dir).map_err(|errno| failed(errno.into()))?;
         let reserve = self.shared.reserve.of(disk.f_blocks * disk.f_frsize);
         if (disk.f_bavail * disk.f_frsize).saturating_sub(reserve) < bytes {
+            return Err(StoreError::Full { reason: Reason::DiskFull });
+        }
+        Ok(())
+    }
+
+    /// Whether the disk takes `bytes` more at all, its reserve used up. A system call; for threads that may block.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`], or the file system does not answer.
+    pub fn check_floor(&self, bytes: u64) -> Result<(), StoreError> {
+        let disk = rustix::fs::statvfs(&self.shared.dir).map_err(|errno| failed(errno.into()))?;
+        if disk.f_bavail.saturating_mul(disk.f_frsize) < bytes {
             return Err(StoreError::Full { reason: Reason::DiskFull });
         }
         Ok(())

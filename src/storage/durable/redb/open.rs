@@ -1,8 +1,8 @@
 //! Opening the index file: made whole or not at all, refused unchanged when it is not ours to read.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs::{self, File, OpenOptions},
+    io::{self, ErrorKind},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
@@ -10,12 +10,14 @@ use std::{
 
 use engine::mailbox::mailbox;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend,
-    Table, WriteTransaction,
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, WriteTransaction,
+    backends::FileBackend,
 };
 
 use super::{
-    CHANGES, FORMAT, IndexStats, MANIFESTS, META, PURGES, RedbIndexStore, Shared, Writer, failed,
+    CHANGES, FORMAT, MANIFESTS, META, PURGES, RedbIndexStore, Shared, Writer, failed,
+    held::Held,
+    rows::Counters,
     writer::{self, QUEUE_MAX},
 };
 use crate::storage::{
@@ -65,18 +67,20 @@ impl RedbIndexStore {
         if !file.try_exists().map_err(io)? {
             make(&builder, file)?;
         }
-        // First without touching it: a format of the future must be left as it is.
-        guarded(file, || match builder.open_read_only(file) {
-            Ok(db) => check_format(file, &db.begin_read().map_err(|error| unreadable(file, &error))?),
-            // It was not closed, and only a writing open repairs it; the format is checked after that.
-            Err(DatabaseError::RepairAborted) => Ok(()),
-            Err(error) => Err(unreadable(file, &error)),
+        let opened = OpenOptions::new().read(true).write(true).open(file).map_err(io)?;
+        // redb would take an empty file for one to fill in.
+        if opened.metadata().map_err(io)?.len() == 0 {
+            return Err(OpenError::Unreadable { file: file.into(), what: "it is empty".into() });
+        }
+        let backend = FileBackend::new(opened).map_err(|error| refused(file, error.into()))?;
+        let held = Held::new(Box::new(backend)).map_err(io)?;
+        let (db, counters) = guarded(file, || {
+            let db = builder.create_with_backend(held.clone()).map_err(|error| refused(file, error.into()))?;
+            let counters = check(file, &db.begin_read().map_err(|error| refused(file, error.into()))?)?;
+            Ok((db, counters))
         })?;
-        guarded(file, || {
-            let db = builder.open(file).map_err(|error| unreadable(file, &error))?;
-            check_format(file, &db.begin_read().map_err(|error| unreadable(file, &error))?)?;
-            Self::start(db, pool, room).map_err(|error| unreadable(file, &error))
-        })
+        held.release().map_err(io)?;
+        Self::start(db, pool, room, counters).map_err(io)
     }
 
     /// An index on any storage redb can use: for tests of failing ones. An empty one is filled in.
@@ -93,19 +97,18 @@ impl RedbIndexStore {
         builder.set_cache_size(cache_bytes);
         let db = builder.create_with_backend(backend).map_err(failed)?;
         fill_in(&db).map_err(failed)?;
-        Self::start(db, pool, room)
+        let counters = Counters::load(&db.begin_read().map_err(failed)?.open_table(META).map_err(failed)?)?;
+        Self::start(db, pool, room, counters).map_err(|error| StoreError::Failed(Arc::new(error)))
     }
 
-    fn start(db: Database, pool: Pool, room: Room) -> Result<Self, StoreError> {
-        let counters = Counters::load(&db.begin_read().map_err(failed)?.open_table(META).map_err(failed)?)?;
+    fn start(db: Database, pool: Pool, room: Room, counters: Counters) -> io::Result<Self> {
         room.set_index(counters.bytes);
         let shared = Arc::new(Shared::default());
         counters.show(&mut shared.stats.lock().unwrap_or_else(PoisonError::into_inner));
         let db = Arc::new(db);
         let jobs = mailbox(QUEUE_MAX);
         let sender = jobs.sender(QUEUE_MAX);
-        let thread = writer::start(db.clone(), jobs, shared.clone(), room, counters)
-            .map_err(|error| StoreError::Failed(Arc::new(error)))?;
+        let thread = writer::start(db.clone(), jobs, shared.clone(), room, counters)?;
         let writer = Arc::new(Writer { jobs: sender, thread: Some(thread) });
         Ok(Self { db, pool, shared, writer })
     }
@@ -119,9 +122,9 @@ fn make(builder: &Builder, file: &Path) -> Result<(), OpenError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io(error)),
         _ => {}
     }
-    let db = builder.create(&draft).map_err(|error| unreadable(file, &error))?;
-    fill_in(&db).map_err(|error| unreadable(file, &error))?;
-    db.close().map_err(|error| unreadable(file, &error))?;
+    let db = builder.create(&draft).map_err(|error| refused(file, error.into()))?;
+    fill_in(&db).map_err(|error| refused(file, error))?;
+    db.close().map_err(|error| refused(file, error.into()))?;
     File::open(&draft).and_then(|made| made.sync_all()).map_err(io)?;
     fs::rename(&draft, file).map_err(io)?;
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -134,7 +137,7 @@ fn fill_in(db: &Database) -> Result<(), redb::Error> {
         let mut meta = write.open_table(META)?;
         if meta.get("format")?.is_none() {
             meta.insert("format", &FORMAT.to_le_bytes()[..])?;
-            Counters::default().store(&mut meta)?;
+            Counters::fresh().store(&mut meta)?;
         }
         write.open_table(MANIFESTS)?;
         write.open_table(CHANGES)?;
@@ -151,20 +154,29 @@ pub(super) fn begin(db: &Database) -> Result<WriteTransaction, redb::Error> {
     Ok(write)
 }
 
-fn check_format(file: &Path, read: &ReadTransaction) -> Result<(), OpenError> {
+/// Makes sure that it is an index of this format; gives its counters.
+fn check(file: &Path, read: &ReadTransaction) -> Result<Counters, OpenError> {
     let unreadable = |what: &str| OpenError::Unreadable { file: file.into(), what: what.into() };
     let meta = read.open_table(META).map_err(|_| unreadable("it is a database of something else"))?;
-    let format = meta.get("format").map_err(|error| unreadable(&error.to_string()))?;
+    let format = meta.get("format").map_err(|error| refused(file, error.into()))?;
     let found = format.and_then(|format| format.value().try_into().ok()).map(u32::from_le_bytes);
     match found {
-        None => Err(unreadable("it does not say its format")),
-        Some(found) if found > FORMAT => Err(OpenError::Newer { file: file.into(), found }),
-        Some(_) => Ok(()),
+        None => return Err(unreadable("it does not say its format")),
+        Some(found) if found > FORMAT => return Err(OpenError::Newer { file: file.into(), found }),
+        Some(_) => {}
     }
+    Counters::load(&meta).map_err(|error| unreadable(&error.to_string()))
 }
 
-fn unreadable(file: &Path, error: &dyn std::error::Error) -> OpenError {
-    OpenError::Unreadable { file: file.into(), what: error.to_string() }
+/// What redb would not open: a damaged file, unless the system failed.
+fn refused(file: &Path, error: redb::Error) -> OpenError {
+    match error {
+        // redb's words for bytes that are not its own.
+        redb::Error::Io(source) if !matches!(source.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            OpenError::Io { file: file.into(), source }
+        }
+        error => OpenError::Unreadable { file: file.into(), what: error.to_string() },
+    }
 }
 
 /// redb may panic over a file that was changed behind its back.
@@ -172,49 +184,4 @@ fn guarded<T>(file: &Path, open: impl FnOnce() -> Result<T, OpenError>) -> Resul
     catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|_| {
         Err(OpenError::Unreadable { file: file.into(), what: "its pages contradict each other".into() })
     })
-}
-
-/// What is counted in the same transaction as what it counts. Stored as six u64, little endian, in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counters {
-    pub(super) objects: u64,
-    pub(super) tombstones: u64,
-    pub(super) bytes: u64,
-    pub(super) bytes_inline: u64,
-    /// Sequence of the last change.
-    pub(super) changed: u64,
-    /// Highest version there ever was.
-    pub(super) newest: u64,
-}
-
-impl Counters {
-    pub(super) fn load(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Self, StoreError> {
-        let damaged = || StoreError::Corrupted { what: "the counters of the index".into() };
-        let row = meta.get("counters").map_err(failed)?.ok_or_else(damaged)?;
-        let (fields, []) = row.value().as_chunks::<8>() else { return Err(damaged()) };
-        let [objects, tombstones, bytes, bytes_inline, changed, newest] = fields else { return Err(damaged()) };
-        let read = |field: &[u8; 8]| u64::from_le_bytes(*field);
-        Ok(Self {
-            objects: read(objects),
-            tombstones: read(tombstones),
-            bytes: read(bytes),
-            bytes_inline: read(bytes_inline),
-            changed: read(changed),
-            newest: read(newest),
-        })
-    }
-
-    pub(super) fn store(&self, meta: &mut Table<'_, &'static str, &'static [u8]>) -> Result<(), redb::StorageError> {
-        let fields = [self.objects, self.tombstones, self.bytes, self.bytes_inline, self.changed, self.newest];
-        let bytes = fields.map(u64::to_le_bytes).concat();
-        meta.insert("counters", &bytes[..]).map(drop)
-    }
-
-    /// Copies the gauges.
-    pub(super) fn show(&self, stats: &mut IndexStats) {
-        stats.objects = self.objects;
-        stats.tombstones = self.tombstones;
-        stats.bytes = self.bytes;
-        stats.bytes_inline = self.bytes_inline;
-    }
 }

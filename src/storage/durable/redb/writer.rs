@@ -1,4 +1,11 @@
 //! The thread that writes: everything that waits goes into one transaction.
+//!
+//! | what goes wrong                       | its mutations                         | later ones           |
+//! |---------------------------------------|---------------------------------------|----------------------|
+//! | too little room, asked before         | [`StoreError::Full`]                  | go on                |
+//! | damage that redb tells                | [`StoreError::Corrupted`]             | go on                |
+//! | I/O error or panic before the commit  | `Full` or `Failed`: nothing changed   | refused: [`Poisoned`]|
+//! | anything in the commit                | [`StoreError::Unknown`]               | refused: [`Poisoned`]|
 
 use std::{
     io,
@@ -12,15 +19,15 @@ use redb::{Database, ReadableTable, ReadableTableMetadata, Table};
 
 use super::{
     CHANGES, CHANGES_MAX, MANIFESTS, META, PURGES, Shared, decode, failed,
-    open::{Counters, begin},
-    write_change, write_scope,
+    open::begin,
+    rows::{Counters, purge_version, write_change, write_purge, write_scope},
 };
 use crate::{
     cache::{Cause, Version},
     storage::{
         durable::{
             Poisoned, manifest_format,
-            room::{Room, panicked},
+            room::{Panicked, Room},
         },
         traits::{Body, Manifest, PURGE_RECORDS_MAX, PurgeRecord, StoreError, Swap},
     },
@@ -34,6 +41,9 @@ pub const BATCH_MAX: usize = 256;
 
 /// Bytes of manifests after which a transaction takes no more.
 pub const BATCH_BYTES_MAX: u64 = 8 << 20;
+
+/// Room a mutation may take beside its own bytes: the pages on its way are copied, in three tables.
+const PAGES_BYTES: u64 = 64 << 10;
 
 pub(super) enum Mutation {
     Put { expected: Option<Version>, manifest: Manifest },
@@ -96,53 +106,79 @@ struct Writer {
     counters: Counters,
 }
 
-/// Why a whole batch was not committed.
-enum Failure {
-    /// Before the commit: nothing has changed.
-    Certain(StoreError),
+/// A transaction that was not committed, or may have been.
+struct Failure {
+    /// What it means for each of its mutations.
+    answer: StoreError,
+    /// Why no later transaction can succeed, if so.
+    fatal: Option<Cause>,
+}
+
+impl Failure {
+    /// Before the commit: certainly nothing has changed. redb goes on after damage only.
+    fn certain(error: impl Into<redb::Error>) -> Self {
+        let error = error.into();
+        let fatal = (!matches!(error, redb::Error::Corrupted(_))).then(|| Arc::new(Said(error.to_string())) as Cause);
+        Self { answer: failed(error), fatal }
+    }
+
     /// In the commit.
-    InDoubt(Cause),
+    fn in_doubt(cause: Cause) -> Self {
+        Self { answer: StoreError::Unknown(cause.clone()), fatal: Some(cause) }
+    }
 }
 
 impl<E: Into<redb::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Failure::Certain(failed(error))
+        Self::certain(error)
     }
 }
 
+/// What redb said; the error itself went to those who waited.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Said(String);
+
 impl Writer {
     fn write(&mut self, batch: Vec<Job>, bytes: u64) {
-        let poisoned = self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(cause) = poisoned {
-            let failed = StoreError::Failed(Arc::new(Poisoned(cause)));
-            return batch.into_iter().for_each(|job| drop(job.reply.send(Err(failed.clone()))));
-        }
-        let disk = self.room.check_disk(bytes);
         let (mutations, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|job| (job.mutation, job.reply)).unzip();
-        let outcomes = match catch_unwind(AssertUnwindSafe(|| self.transact(mutations, &disk))) {
-            Ok(Ok(outcomes)) => outcomes,
-            Ok(Err(Failure::Certain(error))) => vec![Err(error); replies.len()],
-            Ok(Err(Failure::InDoubt(cause))) => {
-                tracing::error!(error = %cause, "a commit of the index failed: writes are off until the next start");
-                *self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.clone());
-                vec![Err(StoreError::Unknown(cause)); replies.len()]
-            }
-            Err(_) => {
-                tracing::error!("the index writer panicked: writes are off until the next start");
-                let StoreError::Unknown(cause) = panicked() else { return };
-                *self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.clone());
-                vec![Err(StoreError::Unknown(cause)); replies.len()]
-            }
+        // An I/O error would be the last thing redb does: a full disk is told before it is met.
+        let floor = PAGES_BYTES * mutations.len() as u64 + 2 * bytes;
+        let outcomes = match self.room.check_floor(floor) {
+            Ok(()) => self.outcomes(&mutations, &self.room.check_disk(bytes)),
+            Err(full) => vec![Err(full); mutations.len()],
         };
         // Whoever left meanwhile does not want to know.
         replies.into_iter().zip(outcomes).for_each(|(reply, outcome)| drop(reply.send(outcome)));
     }
 
-    /// One transaction; gives the outcome of each mutation.
+    /// The outcome of each mutation, in one transaction.
+    fn outcomes(&mut self, mutations: &[Mutation], disk: &Result<(), StoreError>) -> Vec<Result<Swap, StoreError>> {
+        let poisoned = self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(cause) = poisoned {
+            return vec![Err(StoreError::Failed(Arc::new(Poisoned(cause)))); mutations.len()];
+        }
+        let mut committing = false;
+        let transacted = catch_unwind(AssertUnwindSafe(|| self.transact(mutations, disk, &mut committing)));
+        let failure = match transacted {
+            Ok(Ok(outcomes)) => return outcomes,
+            Ok(Err(failure)) => failure,
+            Err(_) if committing => Failure::in_doubt(Arc::new(Panicked)),
+            Err(_) => Failure { answer: StoreError::Failed(Arc::new(Panicked)), fatal: Some(Arc::new(Panicked)) },
+        };
+        if let Some(cause) = failure.fatal {
+            tracing::error!(error = %cause, "the index failed: writes are off until the next start");
+            *self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+        }
+        vec![Err(failure.answer); mutations.len()]
+    }
+
+    /// One transaction; gives the outcome of each mutation. Sets `committing` where it may take effect.
     fn transact(
         &mut self,
-        mutations: Vec<Mutation>,
+        mutations: &[Mutation],
         disk: &Result<(), StoreError>,
+        committing: &mut bool,
     ) -> Result<Vec<Result<Swap, StoreError>>, Failure> {
         let write = begin(&self.db)?;
         let count = mutations.len();
@@ -169,7 +205,8 @@ impl Writer {
             write.abort()?;
             return Ok(outcomes);
         }
-        write.commit().map_err(|error| Failure::InDoubt(Arc::new(error)))?;
+        *committing = true;
+        write.commit().map_err(|error| Failure::in_doubt(Arc::new(error)))?;
         self.counters = counters;
         self.room.set_index(counters.bytes);
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,7 +222,7 @@ impl Writer {
 struct Batch<'a, 't> {
     manifests: Table<'t, &'static [u8], &'static [u8]>,
     changes: Table<'t, u64, &'static [u8]>,
-    purges: Table<'t, &'static [u8], u64>,
+    purges: Table<'t, &'static [u8], &'static [u8]>,
     counters: &'a mut Counters,
     bytes_before: u64,
     room: &'a Room,
@@ -201,17 +238,18 @@ struct Old {
 }
 
 impl Batch<'_, '_> {
-    fn apply(&mut self, mutation: Mutation) -> Result<Result<Swap, StoreError>, redb::Error> {
+    fn apply(&mut self, mutation: &Mutation) -> Result<Result<Swap, StoreError>, redb::Error> {
         match mutation {
-            Mutation::Put { expected, manifest } => self.put(expected, &manifest),
-            Mutation::Delete { path, expected } => self.delete(&path, expected),
-            Mutation::Touch { path, expected, expires_ms } => self.touch(&path, expected, expires_ms),
-            Mutation::PutPurge(record) => self.put_purge(&record),
+            Mutation::Put { expected, manifest } => self.put(*expected, manifest),
+            Mutation::Delete { path, expected } => self.delete(path, *expected),
+            Mutation::Touch { path, expected, expires_ms } => self.touch(path, *expected, *expires_ms),
+            Mutation::PutPurge(record) => self.put_purge(record),
             Mutation::RetirePurge(record) => {
                 let scope = write_scope(&record.scope);
-                let there = self.purges.get(&scope[..])?.is_some_and(|version| version.value() == record.version.0);
-                if !there {
-                    return Ok(Ok(Swap::Conflict(None)));
+                match self.purge_version(&scope)? {
+                    Some(Ok(version)) if version == record.version => {}
+                    Some(Err(damaged)) => return Ok(Err(damaged)),
+                    Some(Ok(_)) | None => return Ok(Ok(Swap::Conflict(None))),
                 }
                 self.purges.remove(&scope[..])?;
                 Ok(Ok(Swap::Done))
@@ -279,13 +317,19 @@ impl Batch<'_, '_> {
         Ok(Ok(Swap::Done))
     }
 
+    fn purge_version(&self, scope: &[u8]) -> Result<Option<Result<Version, StoreError>>, redb::Error> {
+        Ok(self.purges.get(scope)?.map(|row| purge_version(scope, row.value())))
+    }
+
     fn put_purge(&mut self, record: &PurgeRecord) -> Result<Result<Swap, StoreError>, redb::Error> {
         let scope = write_scope(&record.scope);
-        let old = self.purges.get(&scope[..])?.map(|version| version.value());
-        if old.is_none() && self.purges.len()? >= PURGE_RECORDS_MAX as u64 {
-            return Ok(Ok(Swap::Conflict(None)));
-        }
-        self.purges.insert(&scope[..], record.version.0.max(old.unwrap_or(0)))?;
+        let version = match self.purge_version(&scope)? {
+            Some(Ok(old)) => old.max(record.version),
+            Some(Err(damaged)) => return Ok(Err(damaged)),
+            None if self.purges.len()? >= PURGE_RECORDS_MAX as u64 => return Ok(Ok(Swap::Conflict(None))),
+            None => record.version,
+        };
+        self.purges.insert(&scope[..], &write_purge(&scope, version)[..])?;
         self.counters.newest = self.counters.newest.max(record.version.0);
         Ok(Ok(Swap::Done))
     }
@@ -314,7 +358,7 @@ impl Batch<'_, '_> {
 
     fn note(&mut self, path: &[u8], version: Version, live: bool) -> Result<(), redb::Error> {
         self.counters.changed += 1;
-        self.changes.insert(self.counters.changed, &write_change(version, live, path)[..])?;
+        self.changes.insert(self.counters.changed, &write_change(self.counters.changed, version, live, path)[..])?;
         if let Some(forgotten) = self.counters.changed.checked_sub(CHANGES_MAX) {
             self.changes.remove(forgotten)?;
         }
