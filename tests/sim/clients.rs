@@ -44,6 +44,12 @@ impl Run {
             .try_for_each(|((name, _), history)| history.check().map_err(|wrong| format!("namespace {name}, {wrong}")))
     }
 
+    /// The process ended: what was under way is over, one way or the other.
+    pub(crate) fn restart(&self) {
+        self.running.set(0);
+        self.histories.borrow_mut().iter_mut().for_each(History::restart);
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.histories.borrow().iter().map(History::calls).sum()
     }

@@ -2,13 +2,33 @@
 //!
 //! Owns [`History`], a record of calls and outcomes of some clients on some keys, and [`History::check`], which finds
 //! an outcome that no order of the calls explains in which each takes effect at one moment between its begin and its
-//! end. A call without an end, or whose outcome is unknown, may take effect at any moment after its begin, or never.
+//! end. A call without an end, or whose outcome is unknown, may take effect at any moment after its begin, or never;
+//! but not after a restart ([`History::restart`]), which drops everything that was under way.
 //!
-//! Because every committed write has a version, and versions order the writes of a key, this needs no search. Knows
-//! nothing of the system under test but numbers: keys, versions, and values that are never written twice. Checks
-//! safety only: a node that always misses passes as a [`Kind::Cache`]; liveness is for whoever drives the history.
+//! Because every committed write has a version, and versions order the writes of a key, this needs no search. What is
+//! held against each outcome:
+//!
+//! - *One write.* A version stands for one value and a value for one version; a value that was never written, or whose
+//!   write failed, is never seen.
+//! - *No going back* (INV-2, INV-3). What is seen is not older than anything acknowledged or seen before the look
+//!   began, and was not removed before. Restarts are no excuse, whatever the kind of key.
+//! - *Nothing is lost.* A durable key is missing only if somebody may have removed it, or its time was over.
+//! - *One winner.* Writes that expect a version leave none between; of writes that expect nothing, one succeeds.
+//! - *Time to live.* Nothing is seen past its end. Which end is in force is known between two changes of it; of
+//!   changes that overlap the look, any may be. A cache may forget a change of the end, never of the value, when it is
+//!   restarted: the copy on flash has the end it was written with.
+//!
+//! Knows nothing of the system under test but numbers: keys, versions, values that are never written twice, and wall
+//! time, which must not go back. Checks safety only: a node that always misses passes as a [`Kind::Cache`]; liveness is
+//! for whoever drives the history.
 
 use std::{collections::BTreeMap, fmt::Write as _};
+
+/// Calls shown of the history of a key that is wrong: the last ones before the wrong outcome was told.
+const SHOWN_MAX: usize = 80;
+
+/// An end that never comes.
+const NEVER: u64 = u64::MAX;
 
 /// What a key promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +66,11 @@ pub(crate) enum Call {
     Remove,
     /// Read.
     Read,
+    /// Change the time to live of this version.
+    Update {
+        /// The version.
+        version: u64,
+    },
 }
 
 /// What a client was told.
@@ -74,10 +99,15 @@ pub(crate) enum Outcome {
     },
     /// The read found none.
     Missing,
-    /// The write's condition does not hold, given this live version.
+    /// The call's condition does not hold, given this live version.
     Conflict {
         /// What is there.
         current: Option<u64>,
+    },
+    /// The time to live was changed, or the version was not there.
+    Updated {
+        /// It was changed.
+        done: bool,
     },
     /// It failed and certainly changed nothing.
     Failed,
@@ -89,21 +119,31 @@ pub(crate) enum Outcome {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallId(usize);
 
+/// A moment of the history, and of the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment {
+    at: u64,
+    wall_ms: u64,
+}
+
 #[derive(Clone, Debug)]
 struct Entry {
     key: u64,
     call: Call,
-    begun: u64,
-    /// Moment and outcome.
-    ended: Option<(u64, Outcome)>,
+    begun: Moment,
+    ended: Option<(Moment, Outcome)>,
+    /// The moment from which a call without certain outcome can take effect no more.
+    settled: u64,
+    /// Wall time of the end that a write or update sets, or that a read was told; [`NEVER`].
+    expires_ms: Option<u64>,
 }
 
 impl Entry {
-    /// The moment from which it is certain to be over; never, if its outcome is not known.
+    /// The moment from which it is certain to be over.
     fn over(&self) -> u64 {
         match self.ended {
-            Some((_, Outcome::Unknown)) | None => u64::MAX,
-            Some((at, _)) => at,
+            Some((_, Outcome::Unknown)) | None => self.settled,
+            Some((at, _)) => at.at,
         }
     }
 
@@ -116,33 +156,54 @@ impl Entry {
 #[derive(Clone, Debug)]
 pub(crate) struct History {
     kind: Kind,
-    moments: u64,
+    now: Moment,
     entries: Vec<Entry>,
+    restarts: Vec<u64>,
 }
 
 impl History {
     /// Nothing yet, of keys that promise `kind`.
     #[must_use]
     pub(crate) fn new(kind: Kind) -> Self {
-        Self { kind, moments: 0, entries: Vec::new() }
+        Self { kind, now: Moment { at: 0, wall_ms: 0 }, entries: Vec::new(), restarts: Vec::new() }
     }
 
-    fn moment(&mut self) -> u64 {
-        self.moments += 1;
-        self.moments
+    fn moment(&mut self) -> Moment {
+        self.now.at += 1;
+        self.now
+    }
+
+    /// It is this late, in wall time.
+    pub(crate) fn set_time(&mut self, wall_ms: u64) {
+        self.now.wall_ms = self.now.wall_ms.max(wall_ms);
     }
 
     /// A client calls.
     pub(crate) fn begin(&mut self, key: u64, call: Call) -> CallId {
         let begun = self.moment();
-        self.entries.push(Entry { key, call, begun, ended: None });
+        self.entries.push(Entry { key, call, begun, ended: None, settled: u64::MAX, expires_ms: None });
         CallId(self.entries.len() - 1)
+    }
+
+    /// When the object ends that the call writes, updates or was told of; `None`: never. A write that says nothing
+    /// writes for ever.
+    pub(crate) fn expires(&mut self, call: CallId, expires_ms: Option<u64>) {
+        self.entries[call.0].expires_ms = Some(expires_ms.unwrap_or(NEVER));
     }
 
     /// A client is answered.
     pub(crate) fn end(&mut self, call: CallId, outcome: Outcome) {
         let at = self.moment();
         self.entries[call.0].ended = Some((at, outcome));
+    }
+
+    /// The system under test is started anew: nothing that was under way takes effect from now on.
+    pub(crate) fn restart(&mut self) {
+        let at = self.moment().at;
+        self.restarts.push(at);
+        for entry in &mut self.entries {
+            entry.settled = entry.settled.min(at);
+        }
     }
 
     /// Calls so far.
@@ -159,25 +220,39 @@ impl History {
     /// Looks for an outcome that nothing explains.
     ///
     /// # Errors
-    /// What is wrong, and the history of that key.
+    /// What is wrong, and the last calls of that key.
     pub(crate) fn check(&self) -> Result<(), String> {
         let mut keys: BTreeMap<u64, Vec<&Entry>> = BTreeMap::new();
         for entry in &self.entries {
             keys.entry(entry.key).or_default().push(entry);
         }
         for (key, entries) in keys {
-            OfKey::new(self.kind, &entries).and_then(|of_key| of_key.check()).map_err(|wrong| {
-                let mut text = format!("key {key}: {wrong}\n");
-                for (i, Entry { call, begun, ended, .. }) in entries.iter().enumerate() {
-                    let _ = match ended {
-                        Some((at, outcome)) => writeln!(text, "  #{i} [{begun}, {at}] {call:?} -> {outcome:?}"),
-                        None => writeln!(text, "  #{i} [{begun}, ..] {call:?}"),
-                    };
-                }
-                text
-            })?;
+            OfKey::new(self.kind, &entries, &self.restarts)
+                .and_then(|of_key| of_key.check())
+                .map_err(|wrong| format!("key {key}: {wrong}\n{}", self.of_key(key)))?;
         }
         Ok(())
+    }
+
+    /// The last calls on a key, one a line.
+    #[must_use]
+    pub(crate) fn of_key(&self, key: u64) -> String {
+        let entries: Vec<_> = self.entries.iter().filter(|entry| entry.key == key).enumerate().collect();
+        let mut text = format!("  restarts at {:?}\n", self.restarts);
+        for (i, Entry { call, begun, ended, expires_ms, .. }) in entries.iter().rev().take(SHOWN_MAX).rev() {
+            let _ = write!(text, "  #{i} [{}", begun.at);
+            let _ = match ended {
+                Some((at, outcome)) => {
+                    write!(text, ", {}] {}..{} ms {call:?} -> {outcome:?}", at.at, begun.wall_ms, at.wall_ms)
+                }
+                None => write!(text, ", ..] {} ms {call:?}", begun.wall_ms),
+            };
+            let _ = match expires_ms {
+                None | Some(NEVER) => writeln!(text),
+                Some(at) => writeln!(text, " until {at} ms"),
+            };
+        }
+        text
     }
 }
 
@@ -188,26 +263,39 @@ struct Commit {
     known: u64,
     /// When it was acknowledged.
     acknowledged: u64,
+    /// When it was to end as it was written.
+    expires_ms: u64,
 }
 
 /// A look at the key: `version` was live, or nothing was, at some moment between.
 struct Look {
     entry: usize,
-    begun: u64,
-    ended: u64,
+    begun: Moment,
+    ended: Moment,
     version: Option<u64>,
+    /// The look was part of the commit of this version: everything older counts as being there before.
+    committed: Option<u64>,
+}
+
+/// One end of a version: as it was written, or changed later.
+struct Term {
+    begun: u64,
+    over: u64,
+    acknowledged: Option<u64>,
+    expires_ms: u64,
 }
 
 struct OfKey<'a> {
     kind: Kind,
     entries: &'a [&'a Entry],
+    restarts: &'a [u64],
     commits: BTreeMap<u64, Commit>,
     looks: Vec<Look>,
 }
 
 impl<'a> OfKey<'a> {
-    fn new(kind: Kind, entries: &'a [&'a Entry]) -> Result<Self, String> {
-        let mut this = Self { kind, entries, commits: BTreeMap::new(), looks: Vec::new() };
+    fn new(kind: Kind, entries: &'a [&'a Entry], restarts: &'a [u64]) -> Result<Self, String> {
+        let mut this = Self { kind, entries, restarts, commits: BTreeMap::new(), looks: Vec::new() };
         let mut values = BTreeMap::new();
         for (i, entry) in entries.iter().enumerate() {
             if let Call::Write { value, .. } = entry.call
@@ -215,8 +303,8 @@ impl<'a> OfKey<'a> {
             {
                 return Err(format!("value {value} is written twice: the history is of no use"));
             }
-            if let Some((at, Outcome::Written { version, .. })) = entry.ended {
-                let commit = Commit { begun: entry.begun, known: at, acknowledged: at };
+            if let Some((Moment { at, .. }, Outcome::Written { version, .. })) = entry.ended {
+                let commit = Commit { known: at, acknowledged: at, ..Commit::of(entry) };
                 if this.commits.insert(version, commit).is_some() {
                     return Err(format!("#{i}: version {version} was given before"));
                 }
@@ -224,11 +312,11 @@ impl<'a> OfKey<'a> {
         }
         let mut seen = BTreeMap::new();
         for (i, entry) in entries.iter().enumerate() {
-            let Some((at, outcome)) = entry.ended else { continue };
+            let Some((ended, outcome)) = entry.ended else { continue };
             if let Outcome::Found { version, value } = outcome {
-                this.bind(i, at, version, value, &values, &mut seen)?;
+                this.bind(i, ended.at, version, value, &values, &mut seen)?;
             }
-            this.look_of(i, entry, at, outcome);
+            this.look_of(i, entry, ended, outcome);
         }
         Ok(this)
     }
@@ -245,7 +333,7 @@ impl<'a> OfKey<'a> {
     ) -> Result<(), String> {
         let Some(write) = values.get(&value) else { return Err(format!("#{read} found {value}, never written")) };
         let entry = self.entries[*write];
-        if entry.begun > at {
+        if entry.begun.at > at {
             return Err(format!("#{read} found what #{write} wrote only later"));
         }
         match entry.outcome() {
@@ -260,36 +348,37 @@ impl<'a> OfKey<'a> {
         if *seen.entry(version).or_insert(value) != value {
             return Err(format!("#{read} found another value under {version} than an earlier read"));
         }
-        let commit = self.commits.entry(version).or_insert(Commit {
-            begun: entry.begun,
-            known: u64::MAX,
-            acknowledged: u64::MAX,
-        });
-        if commit.begun != entry.begun {
+        let commit = self.commits.entry(version).or_insert_with(|| Commit::of(entry));
+        if commit.begun != entry.begun.at {
             return Err(format!("#{read} found {value} under {version}, the version of another write"));
         }
         commit.known = commit.known.min(at);
         Ok(())
     }
 
-    fn look_of(&mut self, entry: usize, of: &Entry, ended: u64, outcome: Outcome) {
+    fn look_of(&mut self, entry: usize, of: &Entry, ended: Moment, outcome: Outcome) {
         let durable = self.kind == Kind::Durable;
-        let version = match (outcome, of.call) {
-            (Outcome::Found { version, .. }, _) => Some(version),
-            (Outcome::Conflict { current: Some(version) }, _) => Some(version),
-            (Outcome::Removed { removed: Some(version), .. }, _) => Some(version),
+        let (mut version, mut committed) = (None, None);
+        match (outcome, of.call) {
+            (Outcome::Found { version: found, .. }, _)
+            | (Outcome::Conflict { current: Some(found) }, _)
+            | (Outcome::Removed { removed: Some(found), .. }, _)
+            | (Outcome::Updated { done: true }, Call::Update { version: found })
+            | (Outcome::Written { .. }, Call::Write { expects: Expects::Version(found), .. }) => version = Some(found),
             // Absence says nothing of a cache.
-            (Outcome::Missing | Outcome::Conflict { current: None } | Outcome::Removed { .. }, _) if durable => None,
-            (Outcome::Written { .. }, Call::Write { expects: Expects::Absent, .. }) if durable => None,
-            (Outcome::Written { .. }, Call::Write { expects: Expects::Version(version), .. }) => Some(version),
+            (Outcome::Missing | Outcome::Conflict { current: None } | Outcome::Removed { .. }, _) if durable => {}
+            (Outcome::Written { version, .. }, Call::Write { expects: Expects::Absent, .. }) if durable => {
+                committed = Some(version);
+            }
             _ => return,
-        };
-        self.looks.push(Look { entry, begun: of.begun, ended, version });
+        }
+        self.looks.push(Look { entry, begun: of.begun, ended, version, committed });
     }
 
     fn check(&self) -> Result<(), String> {
         self.check_versions()?;
         self.check_steps()?;
+        self.check_conflicts()?;
         for look in &self.looks {
             match look.version {
                 Some(version) => self.check_found(look, version)?,
@@ -314,9 +403,13 @@ impl<'a> OfKey<'a> {
     fn check_steps(&self) -> Result<(), String> {
         for (i, entry) in self.entries.iter().enumerate() {
             let Some(Outcome::Written { version, replaced }) = entry.outcome() else { continue };
+            let durable = self.kind == Kind::Durable;
             let expected = match entry.call {
                 Call::Write { expects: Expects::Version(expected), .. } => Some(expected),
-                _ => replaced.filter(|_| self.kind == Kind::Durable),
+                Call::Write { expects: Expects::Exists, .. } if durable && replaced.is_none() => {
+                    return Err(format!("#{i} replaced nothing, and had to"));
+                }
+                _ => replaced.filter(|_| durable),
             };
             let Some(before) = expected else { continue };
             if before >= version {
@@ -334,181 +427,140 @@ impl<'a> OfKey<'a> {
         Ok(())
     }
 
+    /// A write is refused for its condition only if what is there breaks it.
+    fn check_conflicts(&self) -> Result<(), String> {
+        for (i, entry) in self.entries.iter().enumerate() {
+            let (Call::Write { expects, .. }, Some(Outcome::Conflict { current })) = (entry.call, entry.outcome())
+            else {
+                continue;
+            };
+            let holds = match expects {
+                Expects::Anything => true,
+                Expects::Exists => current.is_some(),
+                Expects::Absent => current.is_none(),
+                Expects::Version(version) => current == Some(version),
+            };
+            if holds {
+                return Err(format!("#{i} expects {expects:?}, and was refused for {current:?}"));
+            }
+        }
+        Ok(())
+    }
+
     fn check_found(&self, look: &Look, version: u64) -> Result<(), String> {
         let i = look.entry;
         let of = self.commits.get(&version);
         for (newer, commit) in self.commits.range(version + 1..) {
-            if commit.acknowledged < look.begun {
+            if commit.acknowledged < look.begun.at {
                 return Err(format!("#{i} saw {version} after {newer} was acknowledged"));
             }
         }
-        for earlier in self.looks.iter().filter(|earlier| earlier.ended < look.begun) {
+        for earlier in self.looks.iter().filter(|earlier| earlier.ended.at < look.begun.at) {
             match earlier.version {
                 Some(newer) if newer > version => {
                     return Err(format!("#{i} saw {version} after #{} saw {newer}", earlier.entry));
                 }
-                None if of.is_some_and(|commit| commit.known < earlier.begun) => {
+                // A change of the end may have crossed the end itself.
+                None if of.is_some_and(|commit| commit.known < earlier.begun.at)
+                    && self.ends(version, earlier).iter().all(|end| *end > earlier.ended.wall_ms) =>
+                {
                     return Err(format!("#{i} saw {version} again, which #{} saw gone", earlier.entry));
                 }
                 _ => {}
             }
         }
         for (j, entry) in self.entries.iter().enumerate() {
-            let Some((at, Outcome::Removed { removed, tombstone })) = entry.ended else { continue };
+            let Some((ended, Outcome::Removed { removed, tombstone })) = entry.ended else { continue };
             // What is removed by a call may be seen while it runs.
-            let gone = tombstone.map_or(of.is_some_and(|commit| commit.known < entry.begun), |t| version < t)
+            let gone = tombstone.map_or(of.is_some_and(|commit| commit.known < entry.begun.at), |t| version < t)
                 || removed.is_some_and(|removed| version <= removed);
-            if at < look.begun && gone {
+            if ended.at < look.begun.at && gone {
                 return Err(format!("#{i} saw {version} after #{j} had removed it"));
             }
         }
-        Ok(())
+        self.check_end(look, version)
     }
 
-    /// Nothing was live at some moment of `look`: whatever was there before must have been removed by somebody.
+    /// What was seen was within its time, and the time told is its.
+    fn check_end(&self, look: &Look, version: u64) -> Result<(), String> {
+        let ends = self.ends(version, look);
+        if !ends.is_empty() && ends.iter().all(|end| *end <= look.begun.wall_ms) {
+            return Err(format!("#{} saw {version}, which had ended at {:?} ms", look.entry, ends.iter().max()));
+        }
+        let entry = self.entries[look.entry];
+        match entry.expires_ms.filter(|_| entry.call == Call::Read) {
+            Some(told) if !ends.is_empty() && !ends.contains(&told) => {
+                Err(format!("#{} was told that {version} ends at {told} ms, and it is one of {ends:?}", look.entry))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing was live at some moment of `look`: whatever was there before must have been removed by somebody, or
+    /// have come to its end.
     fn check_absent(&self, look: &Look) -> Result<(), String> {
-        for (version, commit) in self.commits.iter().filter(|(_, commit)| commit.known < look.begun) {
+        let before = |(version, commit): &(&u64, &Commit)| match look.committed {
+            Some(committed) => **version < committed,
+            None => commit.known < look.begun.at,
+        };
+        for (version, commit) in self.commits.iter().filter(before) {
             let removed = self.entries.iter().any(|entry| {
                 let removes = match (entry.call, entry.outcome()) {
                     (Call::Remove, Some(Outcome::Removed { removed, .. })) => removed.is_some_and(|r| r >= *version),
                     (Call::Remove, Some(Outcome::Unknown) | None) => true,
                     _ => false,
                 };
-                removes && entry.begun < look.ended && entry.over() > commit.begun
+                removes && entry.begun.at < look.ended.at && entry.over() > commit.begun
             });
-            if !removed {
+            let ended = || self.ends(*version, look).iter().any(|end| *end <= look.ended.wall_ms);
+            if !removed && !ended() {
                 return Err(format!("#{} saw nothing, but {version} was there and nobody removed it", look.entry));
             }
         }
         Ok(())
     }
+
+    /// The ends of `version` that may be in force during `look`; none if nobody knows who wrote it.
+    fn ends(&self, version: u64, look: &Look) -> Vec<u64> {
+        let Some(commit) = self.commits.get(&version) else { return Vec::new() };
+        let written = Term {
+            begun: commit.begun,
+            over: commit.begun,
+            acknowledged: Some(commit.begun),
+            expires_ms: commit.expires_ms,
+        };
+        let changed = self.entries.iter().filter_map(|entry| {
+            let acknowledged = match (entry.call, entry.ended) {
+                (Call::Update { version: of }, _) if of != version => return None,
+                (Call::Update { .. }, Some((ended, Outcome::Updated { done: true }))) => Some(ended.at),
+                (Call::Update { .. }, Some((_, Outcome::Unknown)) | None) => None,
+                _ => return None,
+            };
+            let expires_ms = entry.expires_ms.unwrap_or(NEVER);
+            Some(Term { begun: entry.begun.at, over: entry.over(), acknowledged, expires_ms })
+        });
+        let terms: Vec<Term> = std::iter::once(written).chain(changed).collect();
+        let forgotten =
+            |since: u64| self.kind == Kind::Cache && self.restarts.iter().any(|at| (since..look.begun.at).contains(at));
+        let possible = |term: &&Term| {
+            let replaced = terms.iter().any(|later| {
+                let before = later.acknowledged.filter(|at| *at < look.begun.at && later.begun > term.over);
+                before.is_some_and(|at| !forgotten(at))
+            });
+            term.begun < look.ended.at && !replaced
+        };
+        terms.iter().filter(possible).map(|term| term.expires_ms).collect()
+    }
+}
+
+impl Commit {
+    /// A write that nobody has seen yet.
+    fn of(entry: &Entry) -> Self {
+        let expires_ms = entry.expires_ms.unwrap_or(NEVER);
+        Self { begun: entry.begun.at, known: u64::MAX, acknowledged: u64::MAX, expires_ms }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// One call after the other on one key.
-    fn history(kind: Kind, calls: &[(Call, Outcome)]) -> History {
-        let mut history = History::new(kind);
-        for (call, outcome) in calls {
-            let id = history.begin(1, *call);
-            history.end(id, *outcome);
-        }
-        history
-    }
-
-    const READ: Call = Call::Read;
-    const REMOVE: Call = Call::Remove;
-
-    fn write(value: u64) -> Call {
-        Call::Write { value, expects: Expects::Anything }
-    }
-
-    fn written(version: u64) -> Outcome {
-        Outcome::Written { version, replaced: None }
-    }
-
-    fn found(version: u64) -> Outcome {
-        Outcome::Found { version, value: version }
-    }
-
-    fn removed(version: u64) -> Outcome {
-        Outcome::Removed { removed: Some(version), tombstone: None }
-    }
-
-    #[test]
-    fn sound_histories_pass() {
-        let calls = [
-            (READ, Outcome::Missing),
-            (write(1), written(1)),
-            (READ, found(1)),
-            (write(2), Outcome::Unknown),
-            (READ, found(1)),
-            (READ, found(2)),
-            (write(9), Outcome::Failed),
-            (REMOVE, removed(2)),
-            (READ, Outcome::Missing),
-            (write(5), written(5)),
-            (
-                Call::Write { value: 6, expects: Expects::Version(5) },
-                Outcome::Written { version: 6, replaced: Some(5) },
-            ),
-            (Call::Write { value: 7, expects: Expects::Version(5) }, Outcome::Conflict { current: Some(6) }),
-        ];
-        history(Kind::Durable, &calls).check().expect("sound");
-        let evicted = [(write(1), written(1)), (READ, Outcome::Missing), (READ, found(1))];
-        history(Kind::Cache, &evicted).check().expect("a cache may");
-    }
-
-    #[test]
-    fn every_kind_of_lie_is_found() {
-        type Case<'a> = (&'a str, Kind, &'a [(Call, Outcome)]);
-        let cases: [Case<'_>; 11] = [
-            (
-                "after 2 was acknowledged",
-                Kind::Cache,
-                &[(write(1), written(1)), (write(2), written(2)), (READ, found(1))],
-            ),
-            (
-                "saw 1 after #3 saw 2",
-                Kind::Cache,
-                &[
-                    (write(1), written(1)),
-                    (write(2), Outcome::Unknown),
-                    (READ, found(1)),
-                    (READ, found(2)),
-                    (READ, found(1)),
-                ],
-            ),
-            ("had removed it", Kind::Cache, &[(write(1), written(1)), (REMOVE, removed(1)), (READ, found(1))]),
-            (
-                "had removed it",
-                Kind::Cache,
-                &[
-                    (write(1), written(1)),
-                    (REMOVE, Outcome::Removed { removed: None, tombstone: None }),
-                    (READ, found(1)),
-                ],
-            ),
-            ("nobody removed it", Kind::Durable, &[(write(1), written(1)), (READ, Outcome::Missing)]),
-            (
-                "saw gone",
-                Kind::Durable,
-                &[(write(1), written(1)), (REMOVE, Outcome::Unknown), (READ, Outcome::Missing), (READ, found(1))],
-            ),
-            ("failed to write", Kind::Cache, &[(write(1), Outcome::Failed), (READ, found(1))]),
-            ("never written", Kind::Cache, &[(READ, found(1))]),
-            ("under 7", Kind::Cache, &[(write(1), written(1)), (READ, Outcome::Found { version: 7, value: 1 })]),
-            ("was there already", Kind::Cache, &[(write(2), written(2)), (write(1), written(1))]),
-            (
-                "lies between",
-                Kind::Cache,
-                &[
-                    (write(1), written(1)),
-                    (write(2), written(2)),
-                    (Call::Write { value: 3, expects: Expects::Version(1) }, written(3)),
-                ],
-            ),
-        ];
-        for (wrong, kind, calls) in cases {
-            let found = history(kind, calls).check().expect_err(wrong);
-            assert!(found.contains(wrong), "{wrong}: {found}");
-        }
-    }
-
-    #[test]
-    fn what_overlaps_may_be_seen_either_way() {
-        let mut history = History::new(Kind::Durable);
-        let first = history.begin(1, write(1));
-        history.end(first, written(1));
-        let second = history.begin(1, write(2));
-        let early = history.begin(1, READ);
-        history.end(second, written(2));
-        history.end(early, found(1));
-        history.check().expect("the read began before the acknowledgement");
-        let late = history.begin(1, READ);
-        history.end(late, found(1));
-        history.check().expect_err("this one did not");
-    }
-}
+#[path = "oracle/tests.rs"]
+mod tests;

@@ -137,6 +137,7 @@ fn run(seed: u64, plan: &Plan) -> Result<std::rc::Rc<Run>, String> {
         assert!(plan.ends || done.get() == CLIENTS, "a client hangs");
         if plan.ends {
             end(&mut world, &mut draw, done.get() == CLIENTS);
+            run.restart();
         }
     }
     settle(&mut world, &run, plan);
