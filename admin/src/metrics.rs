@@ -44,6 +44,7 @@ impl Collector for Scrape {
         self.node(&mut page)?;
         self.reads(&mut page)?;
         self.tiers(&mut page)?;
+        self.commits(&mut page)?;
         self.namespaces(&mut page)?;
         self.shards(&mut page)?;
         self.latency(&mut page)
@@ -126,6 +127,14 @@ impl Scrape {
         page.counter("drops", "What a tier did not keep or was not promoted to it", None, drops)
     }
 
+    fn commits(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let commits = || self.stats.commits.iter();
+        let count = commits().map(|view| (Labels::new(), view.commits));
+        page.counter("index_commits", "Transactions of the index of L3, one fsync each", None, count)?;
+        let mutations = commits().map(|view| (Labels::new(), view.mutations));
+        page.counter("index_mutations", "Changes in transactions of the index of L3", None, mutations)
+    }
+
     fn shards(&self, page: &mut Page<'_>) -> Result<(), Error> {
         let ids: Vec<String> = self.stats.shards.iter().map(|shard| shard.id.to_string()).collect();
         let shards = || ids.iter().zip(&self.stats.shards).map(|(id, view)| (vec![("shard", id.as_str())], view));
@@ -198,7 +207,12 @@ impl Page<'_> {
         }
         let mut metric = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Counter)?;
         for (labels, value) in samples {
-            metric.encode_family(&labels)?.encode_counter(&value, None::<&Exemplar<NoLabelSet, u64>>)?;
+            let exemplar = None::<&Exemplar<NoLabelSet, u64>>;
+            // An empty label set would be written as `{}`.
+            match labels.is_empty() {
+                true => metric.encode_counter(&value, exemplar)?,
+                false => metric.encode_family(&labels)?.encode_counter(&value, exemplar)?,
+            }
         }
         Ok(())
     }
@@ -216,7 +230,6 @@ impl Page<'_> {
         }
         let mut metric = self.0.encode_descriptor(name, help, unit.as_ref(), MetricType::Gauge)?;
         for (labels, value) in samples {
-            // An empty label set would be written as `{}`.
             match labels.is_empty() {
                 true => metric.encode_gauge(&value)?,
                 false => metric.encode_family(&labels)?.encode_gauge(&value)?,

@@ -23,9 +23,9 @@ use crate::{
     respond::{self, JSON, PROBLEM_JSON},
     routes::{Content, ROUTES, Route},
     view::{
-        BuildView, ConfigView, HealthStatus, HealthView, LatencyView, MemoryView, NamespaceMode, NamespaceView, Origin,
-        Problem, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, ReasonView, SettingView, ShardView, StatsView,
-        TierView, TiersView, TotalsView,
+        BuildView, CommitsView, ConfigView, HealthStatus, HealthView, LatencyView, MemoryView, NamespaceMode,
+        NamespaceView, Origin, Problem, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, ReasonView,
+        SettingView, ShardView, StatsView, TierView, TiersView, TotalsView,
     },
 };
 
@@ -245,6 +245,7 @@ fn stats() -> StatsView {
         totals: TotalsView::of(&shards, &namespaces),
         shards,
         namespaces,
+        commits: Some(CommitsView { commits: 4, mutations: 10, sizes: [2, 2, 0, 0, 0] }),
         latency: vec![latency],
     }
 }

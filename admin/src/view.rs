@@ -106,8 +106,22 @@ pub struct StatsView {
     pub namespaces: BTreeMap<String, NamespaceView>,
     /// The whole node. See [`TotalsView::of`].
     pub totals: TotalsView,
+    /// Transactions of the index of L3; absent if the node has no L3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commits: Option<CommitsView>,
     /// One entry for each operation of each door that was used.
     pub latency: Vec<LatencyView>,
+}
+
+/// Group commit: how many changes of the index of L3 share a transaction, and with it an fsync.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CommitsView {
+    /// Transactions committed.
+    pub commits: u64,
+    /// Changes in them: objects written or deleted, times to live set, purge records.
+    pub mutations: u64,
+    /// Transactions by how many changes they held: 1, up to 4, up to 16, up to 64, more.
+    pub sizes: [u64; 5],
 }
 
 /// Memory of the process against its limit.

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use admin::{
     Reason as HealthReason,
     view::{
-        BuildView, ConfigView, HeartbeatView, LatencyView, MemoryView, NamespaceMode, NamespaceView, PurgeOutcome,
-        PurgeReport, PurgeRequest, PurgeTierView, Reasons, SettingView, ShardView, StatsView, TierState, TierView,
-        TiersView, TotalsView,
+        BuildView, CommitsView, ConfigView, HeartbeatView, LatencyView, MemoryView, NamespaceMode, NamespaceView,
+        PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, Reasons, SettingView, ShardView, StatsView, TierState,
+        TierView, TiersView, TotalsView,
     },
 };
 use engine::shard::Heart;
@@ -106,6 +106,11 @@ pub(super) fn stats(
         shards,
         namespaces,
         totals,
+        commits: Some(CommitsView {
+            commits: durable.index.commits,
+            mutations: durable.index.mutations,
+            sizes: durable.index.commit_sizes,
+        }),
         latency: latency(reports),
     }
 }

@@ -12,8 +12,8 @@ use std::{
 use admin::{
     Answer, Control, Health, PolicyError, PurgeError, Reason, Unavailable,
     view::{
-        BuildView, ConfigView, HeartbeatView, LatencyView, MemoryView, NamespaceMode, NamespaceView, Origin,
-        PolicyView, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, SettingView, ShardView, StatsView,
+        BuildView, CommitsView, ConfigView, HeartbeatView, LatencyView, MemoryView, NamespaceMode, NamespaceView,
+        Origin, PolicyView, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, SettingView, ShardView, StatsView,
         TierState, TierView, TiersView, TotalsView,
     },
 };
@@ -139,6 +139,7 @@ pub(crate) fn stats() -> StatsView {
         totals: TotalsView::of(&shards, &namespaces),
         shards,
         namespaces,
+        commits: Some(CommitsView { commits: 3, mutations: 25, sizes: [1, 0, 2, 0, 0] }),
         latency: vec![latency],
     }
 }

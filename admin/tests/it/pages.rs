@@ -76,6 +76,8 @@ fn every_line_of_the_metrics_parses_and_belongs_to_a_family() {
         (r#"strata_tier_ok{tier="l2"}"#, 0.0),
         (r#"strata_evictions_total{tier="l0"}"#, 4.0),
         (r#"strata_promotions_total{tier="l0"}"#, 2.0),
+        ("strata_index_commits_total", 3.0),
+        ("strata_index_mutations_total", 25.0),
         (r#"strata_requests_total{shard="1"}"#, 100.0),
         (r#"strata_heartbeat_gap_max_seconds{shard="0"}"#, 1.25),
         (r#"strata_latency_seconds{door="http",op="get",quantile="0.999"}"#, 0.0015),
