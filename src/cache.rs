@@ -275,6 +275,17 @@ impl Precondition {
             Precondition::OlderThan(version) => current.is_none_or(|current| current < version),
         }
     }
+
+    /// What a purge answers that this keeps from removing `current`.
+    ///
+    /// # Errors
+    /// [`CacheError::Precondition`], but for [`Precondition::OlderThan`]: a copy that is not older may stay.
+    pub fn spares(self, current: Option<Version>) -> Result<PurgeReport, CacheError> {
+        match self {
+            Precondition::OlderThan(_) => Ok(PurgeReport::default()),
+            _ => Err(CacheError::Precondition { current }),
+        }
+    }
 }
 
 /// What became of an object in one tier.
@@ -470,11 +481,13 @@ pub trait Storage {
     ) -> Result<Self::Miss, CacheError>;
 
     /// Removes `key` if the precondition holds. After `Ok` no read of this tier gives what was removed, whatever
-    /// crash follows (INV-2, INV-3). Purging what is not there is a success that reports nothing removed. Once
-    /// polled it may take effect even if the future is dropped.
+    /// crash follows (INV-2, INV-3). Purging what is not there is a success that reports nothing removed. So is
+    /// purging with [`Precondition::OlderThan`] where the copy is not older: what was asked for, that nothing older
+    /// is left, holds, and a newer copy is no concern of the tier that asked. Once polled it may take effect even if
+    /// the future is dropped.
     ///
     /// # Errors
-    /// The precondition fails, or the tier cannot make the removal stick.
+    /// Another precondition fails, or the tier cannot make the removal stick.
     async fn purge(&self, key: &CacheKey, precondition: Precondition) -> Result<PurgeReport, CacheError>;
 
     /// Replaces the metadata (not length or checksum) of the live object whose version is `meta.version`; `false`

@@ -370,7 +370,7 @@ impl<B: BlobStore + 'static, I: IndexStore + 'static, R: Rt> Storage for Durable
         for _ in 0..=CAS_RETRIES_MAX {
             let current = inner.current(key.path()).await?;
             if !precondition.holds(current.live) {
-                return Err(CacheError::Precondition { current: current.live });
+                return precondition.spares(current.live);
             }
             if current.live.is_none() && !current.damaged {
                 return Ok(PurgeReport::default());

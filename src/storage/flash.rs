@@ -234,7 +234,7 @@ impl<D: Device, R: Rt> Storage for FlashTier<D, R> {
         }
         let current = self.live_version(key).await?;
         if !precondition.holds(current) {
-            return Err(CacheError::Precondition { current });
+            return precondition.spares(current);
         }
         let held = self.0.log.version_hint(key.hash()).map_or(Version::NONE, Version);
         let version = self.0.versions.next(self.0.rt.clock().wall_ms(), held);

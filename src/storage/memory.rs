@@ -344,7 +344,7 @@ impl<C: Clock> Storage for MemoryStore<C> {
         let mut state = shared.state.borrow_mut();
         let removed = state.live(key.path(), now_ms).map(|entry| entry.meta.version);
         if !precondition.holds(removed) {
-            return Err(CacheError::Precondition { current: removed });
+            return precondition.spares(removed);
         }
         let mut report = PurgeReport { removed, ..PurgeReport::default() };
         if let Some(version) = removed {

@@ -255,12 +255,12 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
         let current = self.live_version(key);
         let mut slab = self.0.slab.borrow_mut();
         let removed = if let Precondition::OlderThan(version) = precondition {
-            // What is there and newer stays: between tiers that is an answer, not a failure.
+            // Also where the copy is expired: the slab knows the version, whatever `current` is.
             slab.remove_older(key.hash(), key.path(), version.0.saturating_sub(1))
         } else if precondition.holds(current) {
             slab.remove(key.hash(), key.path())
         } else {
-            return Err(CacheError::Precondition { current });
+            return precondition.spares(current);
         };
         let removed = removed.map(Version).filter(|version| current == Some(*version));
         let mut report = PurgeReport { removed, ..PurgeReport::default() };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use strata::{
     cache::{
         CacheError, CacheKey, CacheMeta, Found, HEADERS_BYTES_MAX, HitHandler, KEY_BYTES_MAX, MissHandler,
-        Precondition, Storage, Tier, TierOutcome, Version,
+        Precondition, PurgeReport, Storage, Tier, TierOutcome, Version,
     },
     reason::Reason,
 };
@@ -176,12 +176,11 @@ async fn preconditions_decide<S: Storage>(store: &S) {
 
     let purge = async |precondition| store.purge(&name, precondition).await;
     assert!(matches!(purge(Precondition::Version(third.version)).await, Err(CacheError::Precondition { .. })));
-    // Between tiers a newer copy is an answer like nothing there, or a condition that fails; it stays either way.
-    match purge(Precondition::OlderThan(fourth.version)).await {
-        Ok(report) => assert_eq!(report.removed, None),
-        Err(other) => assert_eq!(other.reason(), Reason::Precondition),
+    // A copy that is not older is spared, and that is no failure.
+    for spared in [third.version, fourth.version] {
+        assert_eq!(purge(Precondition::OlderThan(spared)).await.expect("a success"), PurgeReport::default());
+        assert_eq!(get(store, &name).await.expect("spared").1, body(6, 50));
     }
-    assert!(get(store, &name).await.is_some());
     assert_eq!(purge(Precondition::Version(fourth.version)).await.expect("purged").removed, Some(fourth.version));
     assert!(matches!(purge(Precondition::Exists).await, Err(CacheError::Precondition { current: None })));
 }
@@ -390,12 +389,16 @@ async fn agrees_with_a_map<S: Storage>(store: &S, time: &impl SetTime, caps: Cap
             }
             4 => {
                 let result = store.purge(&key(&name), precondition).await;
-                if precondition.holds(current) {
-                    assert_eq!(result.expect("purged").removed, current, "{context}");
-                    model.remove(&name);
-                } else if let Ok(report) = result {
-                    assert!(matches!(precondition, Precondition::OlderThan(_)), "{context}");
-                    assert_eq!(report.removed, None, "{context}");
+                let spared = matches!(precondition, Precondition::OlderThan(_));
+                match (precondition.holds(current), result) {
+                    (true, result) => {
+                        assert_eq!(result.expect("purged").removed, current, "{context}");
+                        model.remove(&name);
+                    }
+                    (false, Ok(report)) => assert_eq!((report, spared), (PurgeReport::default(), true), "{context}"),
+                    (false, Err(failed)) => {
+                        assert_eq!((failed.reason(), spared), (Reason::Precondition, false), "{context}");
+                    }
                 }
             }
             5 => {

@@ -314,19 +314,12 @@ impl<T: Tiers> Node<T> {
         key: &CacheKey,
         precondition: Precondition,
     ) -> Result<PurgeReport, CacheError> {
-        let purged = match (tier, &self.l1, &self.l2, &self.l3) {
+        match (tier, &self.l1, &self.l2, &self.l3) {
             (Tier::L0, ..) => self.l0.purge(key, precondition).await,
             (Tier::L1, Some(l1), ..) => l1.purge(key, precondition).await,
             (Tier::L2, _, Some(l2), _) => l2.purge(key, precondition).await,
             (Tier::L3, _, _, Some(l3)) => l3.purge(key, precondition).await,
             _ => Ok(PurgeReport::default()),
-        };
-        match purged {
-            // It holds nothing that old.
-            Err(CacheError::Precondition { .. }) if matches!(precondition, Precondition::OlderThan(_)) => {
-                Ok(PurgeReport::default())
-            }
-            purged => purged,
         }
     }
 

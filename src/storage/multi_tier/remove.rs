@@ -69,16 +69,18 @@ impl<T: Tiers> Node<T> {
                 return Err(failed);
             }
         };
-        turn.turn.decided(true);
-        let (older, version) = match report.tombstone {
-            Some(tombstone) => {
+        let (older, version, past_doubt) = match (report.tombstone, precondition) {
+            (Some(tombstone), _) => {
                 self.versions.observe(tombstone);
-                (Precondition::OlderThan(tombstone), tombstone)
+                (Precondition::OlderThan(tombstone), tombstone, true)
             }
+            // Nothing live was there, or what is not older: that stays above as well, and so does a doubt about it.
+            (None, Precondition::OlderThan(version)) => (precondition, version, false),
             // Nothing live was there; neither should anything be above.
-            None => (Precondition::None, self.versions.next(self.now_ms(), Version::NONE)),
+            (None, _) => (Precondition::None, self.versions.next(self.now_ms(), Version::NONE), true),
         };
-        // The moment: L3 holds nothing live, and what is above is hidden until it is gone.
+        turn.turn.decided(past_doubt);
+        // The moment: L3 holds nothing live below `version`, and what is above of that is hidden until it is gone.
         turn.turn.raise(version);
         let mut stays = None;
         for tier in UPPER {
@@ -102,7 +104,7 @@ impl<T: Tiers> Node<T> {
     ) -> Result<PurgeReport, CacheError> {
         let removed = self.live(key).await?;
         if !precondition.holds(removed) {
-            return Err(CacheError::Precondition { current: removed });
+            return precondition.spares(removed);
         }
         let version = self.versions.next(self.now_ms(), removed.unwrap_or(Version::NONE));
         let flash = self.retire(Tier::L2, key, Precondition::None, version).await.map_err(unavailable)?;
