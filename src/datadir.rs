@@ -60,6 +60,16 @@ pub enum DataDirError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The configured policy gives a namespace another mode than it has here. Nothing was changed.
+    #[error("{setting}: {reason} ({file} remembers it)")]
+    Mode {
+        /// The setting.
+        setting: String,
+        /// What is wrong with it.
+        reason: String,
+        /// Where the mode is remembered.
+        file: PathBuf,
+    },
     /// The system refused.
     #[error("cannot {operation} {file}: {source}")]
     Io {

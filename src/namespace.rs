@@ -14,7 +14,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -32,7 +32,7 @@ pub const OTHER: &str = "*";
 
 type Hasher = foldhash::fast::FixedState;
 
-/// The names that were written to without being declared, for the whole node. Append-only.
+/// The names that were written to without being declared, for the whole node. Names are never taken out.
 #[derive(Debug, Default)]
 pub struct Registry {
     names: Mutex<Names>,
@@ -44,6 +44,22 @@ pub struct Registry {
 struct Names {
     order: Vec<Arc<str>>,
     known: HashSet<Arc<str>, Hasher>,
+    /// Names that must not be registered now.
+    reserved: HashSet<Arc<str>, Hasher>,
+}
+
+/// Names kept from being registered as long as this lives. At most what one policy declares.
+#[derive(Debug)]
+pub struct Reserved {
+    registry: Arc<Registry>,
+    names: Vec<Arc<str>>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut names = self.registry.names();
+        names.reserved.retain(|name| !self.names.contains(name));
+    }
 }
 
 impl Registry {
@@ -57,11 +73,15 @@ impl Registry {
     /// called on a shard's first write to a name, and at start for names found in durable storage.
     ///
     /// # Errors
-    /// [`Reason::NamespaceMax`]: it is new and [`NAMESPACES_MAX`] are registered.
+    /// [`Reason::NamespaceMax`]: it is new and [`NAMESPACES_MAX`] are registered. [`Reason::Unavailable`]: it is
+    /// [`Reserved`], for the moment.
     pub fn admit(&self, name: &str) -> Result<(), Reason> {
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.names();
         if names.known.contains(name) {
             return Ok(());
+        }
+        if names.reserved.contains(name) {
+            return Err(Reason::Unavailable);
         }
         if names.order.len() >= NAMESPACES_MAX {
             return Err(Reason::NamespaceMax);
@@ -73,12 +93,31 @@ impl Registry {
         Ok(())
     }
 
+    /// Keeps `names` from being registered, so that nothing is written to them under the rules of undeclared ones,
+    /// until a policy that declares them is in force everywhere. One caller at a time.
+    ///
+    /// # Errors
+    /// The first of them that is registered: it was written to, or is being. Nothing is reserved then.
+    pub fn reserve<'a>(self: &Arc<Self>, names: impl Iterator<Item = &'a str>) -> Result<Reserved, Arc<str>> {
+        let wanted: Vec<Arc<str>> = names.map(Into::into).collect();
+        let mut names = self.names();
+        if let Some(known) = wanted.iter().find(|name| names.known.contains(*name)) {
+            return Err(Arc::clone(known));
+        }
+        names.reserved.extend(wanted.iter().map(Arc::clone));
+        Ok(Reserved { registry: Arc::clone(self), names: wanted })
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The names after the first `seen`, in order of registration.
     fn since(&self, seen: usize) -> Vec<Arc<str>> {
         if self.count.load(Ordering::Acquire) == seen {
             return Vec::new();
         }
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names();
         names.order.get(seen..).unwrap_or_default().to_vec()
     }
 }
@@ -158,7 +197,7 @@ impl Namespaces {
     /// The namespace a write goes to, made if the policy allows. A refusal is counted here.
     ///
     /// # Errors
-    /// [`Reason::NamespaceUndeclared`], [`Reason::NamespaceMax`].
+    /// [`Reason::NamespaceUndeclared`], [`Reason::NamespaceMax`], or [`Reason::Unavailable`] while it is being declared.
     pub fn for_write(&self, name: &str) -> Result<Rc<Namespace>, Reason> {
         let known = match self.find(name) {
             None if self.policy.borrow().policy.effective(name).is_some() => {
@@ -438,6 +477,23 @@ mod tests {
         namespaces.for_write("n0").expect("known");
         namespaces.set_policy(policy(2, &json!({"namespaces": {"more": {}}})));
         namespaces.for_write("more").expect("declared");
+    }
+
+    #[test]
+    fn a_reserved_name_is_refused_until_it_is_declared() {
+        let (registry, namespaces) = open();
+        namespaces.for_write("used").expect("open");
+        assert_eq!(registry.reserve(["fresh", "used"].into_iter()).expect_err("written to").as_ref(), "used");
+        namespaces.for_write("fresh").expect("nothing was reserved");
+        let reserved = registry.reserve(["tmp"].into_iter()).expect("unused");
+        assert_eq!(namespaces.for_write("tmp").err(), Some(Reason::Unavailable));
+        namespaces.for_write("other").expect("not concerned");
+        namespaces.set_policy(policy(2, &json!({"namespaces": {"tmp": {"mode": "cache_only"}}})));
+        namespaces.for_write("tmp").expect("declared");
+        drop(reserved);
+        let given_up = registry.reserve(["late"].into_iter()).expect("unused");
+        drop(given_up);
+        namespaces.for_write("late").expect("free again");
     }
 
     #[test]

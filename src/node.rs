@@ -42,7 +42,7 @@ use crate::{
     config::Config,
     datadir::{DataDir, DataDirError, PolicyFile},
     namespace::Registry,
-    policy::VersionedPolicy,
+    policy::{Mode, Policy, VersionedPolicy},
     storage::{
         bridge::Bridge,
         durable::{
@@ -79,6 +79,15 @@ pub enum NodeError {
     /// L3.
     #[error("L3 cannot be opened")]
     Durable(#[from] StartError),
+    /// The policy makes a cache of a namespace that is durable.
+    #[error(
+        "policy.namespaces.{namespace}.mode: L3 holds objects of `{namespace}`, or tombstones of deleted ones, so that it \
+         is durable and stays it: declare another namespace as cache_only"
+    )]
+    Mode {
+        /// The namespace.
+        namespace: Box<str>,
+    },
     /// The threads.
     #[error("the shards cannot be started")]
     Launch(#[from] LaunchError),
@@ -124,15 +133,17 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     let mut dir =
         DataDir::open(&config.data_dir, (config.shards, config.l2.bytes), clock.wall_ms(), &mut || fastrand::u64(..))?;
     let (policy_file, policy, note) = PolicyFile::open(&dir, config.policy.clone())?;
-    if let Some(note) = note {
-        tracing::warn!("{note}");
-    }
     let shards = usize::try_from(config.shards).unwrap_or(usize::MAX);
     let (mut port, listeners) = bind_http(&config, shards)?;
     let admin = config.doors.admin.map(AdminServer::bind).transpose().map_err(NodeError::Admin)?;
 
-    let logs = prepare_logs(&config, &mut dir)?;
     let (durable, bridges) = DurableExecutor::start(durable_config(&config, &dir), clock)?;
+    check_caches(&policy.policy, &durable)?;
+    policy_file.begin(&policy)?;
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
+    let logs = prepare_logs(&config, &mut dir)?;
     let node = Parts { config: &config, clock, dir: &dir, policy: &policy, durable: &durable };
     let (running, opened) = node.start_shards(logs, listeners, bridges)?;
     let control = Arc::new(node.control(&running, policy_file, policy.clone()));
@@ -181,6 +192,20 @@ fn durable_config(config: &Config, dir: &DataDir) -> DurableConfig {
             ..DurableSettings::default()
         },
     }
+}
+
+/// A namespace that the policy makes a cache must not be in L3, where nobody would look for it any more.
+fn check_caches(policy: &Policy, durable: &DurableExecutor) -> Result<(), NodeError> {
+    let control = durable.control();
+    for (name, _) in policy.declared().filter(|(_, rules)| rules.mode == Mode::CacheOnly) {
+        match futures_lite::future::block_on(control.holds(name)) {
+            Some(Ok(false)) => {}
+            Some(Ok(true)) => return Err(NodeError::Mode { namespace: name.into() }),
+            Some(Err(source)) => return Err(StartError::Store(source).into()),
+            None => return Err(StartError::Ended.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Where each shard's log is. Logs of another number of shards are dropped, loudly: no key in them would be found.
@@ -244,6 +269,7 @@ struct RunningShards {
     shards: Shards,
     commands: Vec<engine::mailbox::Sender<command::Command>>,
     asks: Vec<Bridge>,
+    registry: Arc<Registry>,
     go: Signal,
 }
 
@@ -310,7 +336,7 @@ impl Parts<'_> {
             let opening = opening.wait_blocking().ok_or(NodeError::ShardEnded(shard))?;
             opened.push(opening.map_err(|source| NodeError::Shard { shard, source })?);
         }
-        Ok((RunningShards { shards, commands, asks, go }, opened))
+        Ok((RunningShards { shards, commands, asks, registry, go }, opened))
     }
 
     fn control(&self, running: &RunningShards, policy_file: PolicyFile, policy: VersionedPolicy) -> NodeControl {
@@ -325,6 +351,7 @@ impl Parts<'_> {
             durable: self.durable.control(),
             policy_file,
             policy: Mutex::new(policy),
+            registry: running.registry.clone(),
             changing: tokio::sync::Mutex::new(()),
             wrong: Mutex::default(),
             stopping: AtomicBool::new(false),

@@ -12,7 +12,7 @@
 
 mod json;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use hashbrown::HashMap;
 
@@ -60,6 +60,12 @@ pub enum Mode {
     Durable,
     /// L0 or L2: a cache.
     CacheOnly,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(json::mode_name(*self))
+    }
 }
 
 /// The policy of one namespace with every default filled in.
@@ -243,6 +249,44 @@ impl Policy {
         self.namespaces_mode
     }
 
+    /// What acknowledges a write to `namespace`, declared or not.
+    #[must_use]
+    pub fn mode(&self, namespace: &str) -> Mode {
+        self.declared.get(namespace).map_or(self.undeclared.mode, |rules| rules.mode)
+    }
+
+    /// Whether every namespace that `before` declares has the same mode here. What a namespace holds was
+    /// acknowledged by the tiers of its mode: under the other, objects of L3 would be there and never found, and
+    /// copies on flash would be held against an index that never knew them.
+    ///
+    /// # Errors
+    /// The first by name whose mode differs, for one because it is declared no more; the pointer is to its mode.
+    pub fn keeps_modes_of(&self, before: &Self) -> Result<(), PolicyError> {
+        match before.declared().find(|(name, rules)| rules.mode != self.mode(name)) {
+            None => Ok(()),
+            Some((name, rules)) if self.declared.contains_key(name) => Err(PolicyError::mode(
+                name,
+                format!("`{name}` is {} and stays it: declare another namespace for the other mode", rules.mode),
+            )),
+            Some((name, rules)) => Err(PolicyError::mode(
+                name,
+                format!(
+                    "`{name}` is {}, and undeclared it would be {}: keep it declared (\"mode\": \"{}\"), and declare \
+                     another namespace for the other mode",
+                    rules.mode, self.undeclared.mode, rules.mode
+                ),
+            )),
+        }
+    }
+
+    /// The cache-only namespaces that `before` does not declare, by name: undeclared they were durable.
+    pub fn caches_new_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a str> {
+        let new = |(name, rules): &(&str, &Arc<Effective>)| {
+            rules.mode == Mode::CacheOnly && !before.declared.contains_key(*name)
+        };
+        self.declared().filter(new).map(|(name, _)| name)
+    }
+
     /// The declared namespaces with their rules, by name. At most [`NAMESPACES_MAX`], and [`MEMCACHED`].
     pub fn declared(&self) -> impl Iterator<Item = (&str, &Arc<Effective>)> {
         self.namespaces.keys().filter_map(|name| Some((&**name, self.declared.get(name)?)))
@@ -314,6 +358,45 @@ mod tests {
         assert_eq!((img.ttl_default_ms, img.body_bytes_max), (Some(300_000), Some(1 << 30)));
         assert_eq!(policy.effective("other").expect("open").gates[0], Some(1024));
         assert_eq!(policy.declared().map(|(name, _)| name).collect::<Vec<_>>(), ["img", "memcached"]);
+    }
+
+    #[test]
+    fn a_namespace_keeps_its_mode() {
+        let of = |namespaces: &serde_json::Value| Policy::from_json(&json!({"namespaces": namespaces})).expect("valid");
+        let before = of(&json!({"cache": {"mode": "cache_only"}, "kept": {"mode": "durable"}}));
+        let cache = json!({"mode": "cache_only"});
+        for (after, refused) in [
+            (json!({"cache": cache, "kept": {}}), None),
+            (json!({"cache": {"mode": "cache_only", "tiers": ["l2"], "ttl_max": 5}, "new": cache}), None),
+            (json!({"cache": cache, "kept": cache}), Some(("kept", "is durable"))),
+            (json!({"cache": {}, "kept": {}}), Some(("cache", "is cache_only"))),
+            (json!({"cache": {"mode": "durable"}}), Some(("cache", "is cache_only"))),
+            (json!({"kept": {}}), Some(("cache", "keep it declared"))),
+            (json!({"cache": cache, "memcached": {"mode": "durable"}}), Some(("memcached", "is cache_only"))),
+        ] {
+            let judged = of(&after).keeps_modes_of(&before);
+            let Some((name, says)) = refused else {
+                assert_eq!(judged, Ok(()), "{after}");
+                continue;
+            };
+            let error = judged.expect_err(&after.to_string());
+            assert_eq!(error.pointer, format!("/namespaces/{name}/mode"), "{after}");
+            assert!(error.message.contains(says) && error.message.contains("another namespace"), "{error}");
+        }
+        // Declared only to be written to at all, it is durable as before.
+        let closed = Policy::from_json(&json!({"namespaces_mode": "declared"})).expect("valid");
+        assert!(closed.keeps_modes_of(&of(&json!({"kept": {}}))).is_ok());
+        assert!(closed.keeps_modes_of(&before).is_err());
+    }
+
+    #[test]
+    fn a_cache_is_new_when_it_was_not_declared() {
+        let before = Policy::from_json(&json!({"namespaces": {"a": {"mode": "cache_only"}, "b": {}}})).expect("valid");
+        let cache = json!({"mode": "cache_only"});
+        let after = json!({"namespaces": {"a": cache, "b": cache, "c": cache, "d": {}}});
+        let after = Policy::from_json(&after).expect("valid");
+        assert_eq!(after.caches_new_since(&before).collect::<Vec<_>>(), ["c"]);
+        assert_eq!(after.caches_new_since(&Policy::default()).collect::<Vec<_>>(), ["a", "b", "c"]);
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! configuration says the same, a start takes the file's policy; when the configuration says something new, that is
 //! the later change and takes its place. What lost is told, and kept as `policy.json.old` if the admin API made it.
 //!
+//! With the policy the file remembers the mode of every declared namespace. A configured policy that gives one another
+//! mode, or no longer declares one that is a cache, is refused, and the file left as it is.
+//!
 //! Versions grow by one with each change and never go back, so that an `ETag` names one policy for ever.
 
 use std::{
@@ -38,10 +41,10 @@ pub struct PolicyFile {
 
 impl PolicyFile {
     /// The policy to start with, out of what is kept and what is configured, and a line for the log if one of them
-    /// lost. Called once, at start.
+    /// lost. Called once, at start; writes nothing, see [`PolicyFile::begin`].
     ///
     /// # Errors
-    /// The file is damaged or newer (nothing was changed), or cannot be written.
+    /// The file is damaged or newer or cannot be read, or the configured policy changes a namespace's mode.
     pub fn open(
         dir: &DataDir,
         configured: Arc<Policy>,
@@ -50,7 +53,6 @@ impl PolicyFile {
         let path = this.dir.join(FILE);
         let Some(kept) = read_json::<Kept>(&path)? else {
             let first = VersionedPolicy { version: 1, policy: Arc::clone(&this.configured) };
-            this.save(&first)?;
             return Ok((this, first, None));
         };
         let [policy, basis] = [read(&path, &kept.policy)?, read(&path, &kept.configured)?];
@@ -58,7 +60,7 @@ impl PolicyFile {
             let line = (policy != basis).then(|| {
                 format!(
                     "the policy is version {} from {}, changed through the admin API since it was configured; change \
-                     the configured policy, or remove the file, to leave it",
+                     the configured policy to leave it",
                     kept.version,
                     path.display()
                 )
@@ -66,6 +68,11 @@ impl PolicyFile {
             let policy = VersionedPolicy { version: kept.version, policy: Arc::new(policy) };
             return Ok((this, policy, line));
         }
+        this.configured.keeps_modes_of(&policy).map_err(|refused| DataDirError::Mode {
+            setting: setting(&refused.pointer),
+            reason: refused.message,
+            file: path.clone(),
+        })?;
         let next = VersionedPolicy { version: kept.version.saturating_add(1), policy: Arc::clone(&this.configured) };
         let line = (policy != basis).then(|| {
             format!(
@@ -75,11 +82,21 @@ impl PolicyFile {
                 path.display()
             )
         });
-        if line.is_some() {
-            write_json(&this.dir, &format!("{FILE}.old"), &kept)?;
-        }
-        this.save(&next)?;
         Ok((this, next, line))
+    }
+
+    /// Keeps the policy that [`PolicyFile::open`] gave, and what it takes the place of; called when nothing speaks
+    /// against the start any more, so that one that is refused forgets no mode and records none.
+    ///
+    /// # Errors
+    /// The system refuses; the policy kept before is still there.
+    pub fn begin(&self, policy: &VersionedPolicy) -> Result<(), DataDirError> {
+        match read_json::<Kept>(&self.dir.join(FILE))? {
+            Some(kept) if kept.version == policy.version => return Ok(()),
+            Some(kept) if kept.policy != kept.configured => write_json(&self.dir, &format!("{FILE}.old"), &kept)?,
+            _ => {}
+        }
+        self.save(policy)
     }
 
     /// Keeps `policy`, durably. The admin door answers a change only after this.
@@ -95,6 +112,11 @@ impl PolicyFile {
         };
         write_json(&self.dir, FILE, &kept)
     }
+}
+
+/// The setting at a pointer into the policy.
+fn setting(pointer: &str) -> String {
+    format!("policy{}", pointer.replace('/', "."))
 }
 
 fn read(file: &Path, value: &Value) -> Result<Policy, DataDirError> {
@@ -114,7 +136,9 @@ mod tests {
     impl Node {
         fn start(&self, configured: &Value) -> (PolicyFile, VersionedPolicy, Option<String>) {
             let dir = DataDir::open(self.folder.path(), (1, 0), 0, &mut || 0).expect("opened");
-            PolicyFile::open(&dir, policy(configured)).expect("readable")
+            let opened = PolicyFile::open(&dir, policy(configured)).expect("readable");
+            opened.0.begin(&opened.1).expect("kept");
+            opened
         }
     }
 
@@ -151,6 +175,33 @@ mod tests {
         let quietly = node.start(&a);
         is(&quietly, 4, &a);
         assert_eq!(quietly.2, None, "the admin API changed nothing");
+    }
+
+    #[test]
+    fn a_configured_policy_changes_no_mode() {
+        let node = Node { folder: tempfile::tempdir().expect("a folder") };
+        let cache = json!({"mode": "cache_only"});
+        let configured = json!({"namespaces": {"a": cache, "b": {}}});
+        let (file, ..) = node.start(&configured);
+        let made = policy(&json!({"namespaces": {"a": cache, "b": {}, "made": cache}}));
+        file.save(&VersionedPolicy { version: 2, policy: made }).expect("saved");
+        let path = node.folder.path().join(FILE);
+        let before = std::fs::read_to_string(&path).expect("kept");
+        for (configured, setting) in [
+            (json!({"namespaces": {"a": {}, "b": {}, "made": cache}}), "policy.namespaces.a.mode"),
+            (json!({"namespaces": {"a": cache, "b": cache, "made": cache}}), "policy.namespaces.b.mode"),
+            // What the admin API made is known here, and the configured policy would take it back.
+            (json!({"l0_max": 2, "namespaces": {"a": cache, "b": {}}}), "policy.namespaces.made.mode"),
+        ] {
+            let dir = DataDir::open(node.folder.path(), (1, 0), 0, &mut || 0).expect("opened");
+            let message = PolicyFile::open(&dir, policy(&configured)).expect_err(setting).to_string();
+            assert!(message.starts_with(&format!("{setting}: ")) && message.contains(FILE), "{message}");
+            assert_eq!(std::fs::read_to_string(&path).expect("there"), before, "{setting}");
+        }
+        let (_, kept, _) = node.start(&configured);
+        assert_eq!(kept.version, 2);
+        let (_, next, _) = node.start(&json!({"l0_max": 2, "namespaces": {"a": cache, "made": cache}}));
+        assert_eq!(next.version, 3, "a durable namespace need not be declared");
     }
 
     #[test]

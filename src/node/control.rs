@@ -27,7 +27,8 @@ use crate::{
     cache::{CacheKey, KeyError, Precondition, Storage},
     config::Config,
     datadir::PolicyFile,
-    policy::{Policy, VersionedPolicy},
+    namespace::{Registry, Reserved},
+    policy::{self, Policy, VersionedPolicy},
     protocol::http::target,
     storage::{
         bridge::Bridge,
@@ -49,6 +50,8 @@ pub(super) struct NodeControl {
     pub(super) durable: DurableControl,
     pub(super) policy_file: PolicyFile,
     pub(super) policy: Mutex<VersionedPolicy>,
+    /// The names in use without being declared.
+    pub(super) registry: Arc<Registry>,
     /// Held while the policy changes.
     pub(super) changing: tokio::sync::Mutex<()>,
     /// What health was last known to be wrong, refreshed by [`NodeControl::watch`].
@@ -92,6 +95,24 @@ impl NodeControl {
         *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = wrong;
     }
 
+    /// Whether every namespace that is known keeps its mode. A namespace that becomes a cache must be unused until
+    /// now, and is kept so while what this returns lives.
+    async fn check_modes(&self, next: &Policy) -> Result<Reserved, PolicyError> {
+        let current = self.policy_now().policy;
+        next.keeps_modes_of(&current).map_err(invalid)?;
+        let reserved = self.registry.reserve(next.caches_new_since(&current));
+        let reserved = reserved.map_err(|name| invalid(in_use(&name)))?;
+        for name in next.caches_new_since(&current) {
+            match self.durable.holds(name).await {
+                Some(Ok(false)) => {}
+                Some(Ok(true)) => return Err(invalid(in_use(name))),
+                Some(Err(error)) => return Err(PolicyError::Unavailable(view::chain(&error))),
+                None => return Err(PolicyError::Unavailable("the durable executor has ended".into())),
+            }
+        }
+        Ok(reserved)
+    }
+
     fn key(&self, request: &PurgeRequest) -> Result<CacheKey, PurgeError> {
         let invalid = |field: &str, message: String| PurgeError::Invalid { field: field.into(), message };
         let path = target::normalise(format!("{}/{}", request.namespace, request.key).as_bytes())
@@ -101,6 +122,19 @@ impl NodeControl {
             invalid(field, refused.to_string())
         })
     }
+}
+
+fn invalid(refused: policy::PolicyError) -> PolicyError {
+    PolicyError::Invalid { field: refused.pointer, message: refused.message }
+}
+
+/// A namespace that is to be a cache, and is durable.
+fn in_use(namespace: &str) -> policy::PolicyError {
+    let message = format!(
+        "`{namespace}` is in use as durable and stays it: it was written to, or L3 holds objects of it or tombstones \
+         of deleted ones; declare another namespace as cache_only"
+    );
+    policy::PolicyError::mode(namespace, message)
 }
 
 impl Control for NodeControl {
@@ -136,8 +170,9 @@ impl Control for NodeControl {
             if expected.is_some_and(|expected| expected != current) {
                 return Err(PolicyError::VersionMismatch { current });
             }
-            let policy = Policy::from_json(&document)
-                .map_err(|refused| PolicyError::Invalid { field: refused.pointer, message: refused.message })?;
+            let policy = Policy::from_json(&document).map_err(invalid)?;
+            // Until the change is in force everywhere, or given up.
+            let _reserved = self.check_modes(&policy).await?;
             let next = VersionedPolicy { version: current + 1, policy: Arc::new(policy) };
             let (file, kept) = (self.policy_file.clone(), next.clone());
             // Durable before it is in force: a restart must not take a policy back that was answered.

@@ -28,6 +28,14 @@ pub struct PolicyError {
     pub message: String,
 }
 
+impl PolicyError {
+    /// Something is wrong with the mode of `namespace`.
+    #[must_use]
+    pub fn mode(namespace: &str, message: String) -> Self {
+        Self { pointer: format!("/namespaces/{}/mode", escape(namespace)), message }
+    }
+}
+
 /// One field of the policy's root, for lists of settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
@@ -83,6 +91,12 @@ const L2_FILLS: [(&str, L2Fill); 2] = [("on_write", L2Fill::OnWrite), ("on_evict
 const LOOKUP_ORDERS: [(&str, LookupOrder); 2] =
     [("l1_first", LookupOrder::L1First), ("l2_first", LookupOrder::L2First)];
 const MODES: [(&str, Mode); 2] = [("durable", Mode::Durable), ("cache_only", Mode::CacheOnly)];
+
+/// How a policy spells `mode`.
+pub(super) fn mode_name(mode: Mode) -> &'static str {
+    MODES.iter().find(|(_, listed)| *listed == mode).map_or("", |(name, _)| name)
+}
+
 const NAMESPACES_MODES: [(&str, NamespacesMode); 2] =
     [("open", NamespacesMode::Open), ("declared", NamespacesMode::Declared)];
 

@@ -301,6 +301,12 @@ pub trait IndexStore {
     /// The store failed.
     async fn scan(&self, cursor: Option<Cursor>, limit: usize) -> Result<(Vec<Manifest>, Option<Cursor>), StoreError>;
 
+    /// Whether there is an entry of any kind whose path begins with `prefix`, which is not empty. Does not read it.
+    ///
+    /// # Errors
+    /// The store failed.
+    async fn holds(&self, prefix: &[u8]) -> Result<bool, StoreError>;
+
     /// Up to `limit` changes after `cursor`, oldest first, and the cursor to go on from; `None` as the cursor starts
     /// at the oldest change still kept. A key changed twice may be told once, with its last version. An index may
     /// forget old changes; a cursor it no longer covers is answered `Ok(None)`, and the caller starts over.

@@ -180,6 +180,7 @@ pub(crate) async fn index_suite<I: IndexStore>(make: impl AsyncFn() -> I) {
     one_of_many_swaps_wins(&make().await).await;
     manifests_of_all_kinds_come_back(&make().await).await;
     scans_page_through_all(&make().await).await;
+    what_begins_with_a_prefix_is_known(&make().await).await;
     changes_are_told_in_order(&make().await).await;
     the_newest_version_is_never_forgotten(&make().await).await;
     purge_records_are_kept_raised_and_bounded(&make().await).await;
@@ -303,6 +304,24 @@ async fn scans_page_through_all<I: IndexStore>(index: &I) {
         }
         assert_eq!(scanned, expected, "limit {limit}");
     }
+}
+
+async fn what_begins_with_a_prefix_is_known<I: IndexStore>(index: &I) {
+    let held = async || {
+        let mut held = Vec::new();
+        for prefix in ["a/", "b/", "b-/", "c/", "n/", "ns/", "ns/k", "ns/key", "ns/key2", "ns0/", "zz/"] {
+            if index.holds(prefix.as_bytes()).await.expect("an answer") {
+                held.push(prefix);
+            }
+        }
+        held
+    };
+    assert_eq!(held().await, [""; 0]);
+    index.put_new(manifest("key", 1)).await.expect("an answer");
+    index.put_new(Manifest { path: "b/x".into(), body: Body::Tombstone, ..manifest("", 2) }).await.expect("an answer");
+    assert_eq!(held().await, ["b/", "ns/", "ns/k", "ns/key"]);
+    index.delete(b"b/x", Version(2)).await.expect("an answer");
+    assert_eq!(held().await, ["ns/", "ns/k", "ns/key"]);
 }
 
 async fn changes_are_told_in_order<I: IndexStore>(index: &I) {

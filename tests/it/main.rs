@@ -7,6 +7,7 @@ mod doors;
 mod faults;
 mod files;
 mod gates;
+mod modes;
 mod node;
 mod readme;
 mod startup;

@@ -42,7 +42,7 @@ use crate::{
     reason::Reason,
     storage::{
         bridge::{Ask, Bridge, serve_until},
-        traits::{PurgeRecord, PurgeScope, StoreError},
+        traits::{IndexStore, PurgeRecord, PurgeScope, StoreError},
     },
     tokio_rt::TokioRt,
     version::VersionClock,
@@ -117,6 +117,7 @@ enum Control {
     Stats(Reply<DurableStats>),
     PurgeScope(PurgeScope, Reply<Result<Option<PurgeRecord>, CacheError>>),
     FlashLapped(Version),
+    Holds(Box<str>, Reply<Result<bool, StoreError>>),
     Stop,
 }
 
@@ -143,6 +144,17 @@ impl DurableControl {
         let gone = || CacheError::Unavailable { reason: Reason::Unavailable, cause: None };
         self.sender.send(Control::PurgeScope(scope, reply)).await.map_err(|_| gone())?;
         answer.await.unwrap_or(Err(CacheError::OutcomeUnknown { base: None, cause: None }))
+    }
+
+    /// Whether the index has an entry of any kind in `namespace`: an object, or the tombstone of one. `None`: the
+    /// executor is gone.
+    ///
+    /// # Errors
+    /// The index failed.
+    pub async fn holds(&self, namespace: &str) -> Option<Result<bool, StoreError>> {
+        let (reply, answer) = oneshot();
+        self.sender.send(Control::Holds(namespace.into(), reply)).await.ok()?;
+        answer.await
     }
 
     /// See [`DurableTier::flash_lapped`].
@@ -277,6 +289,9 @@ async fn control<C: Clock>(mut controls: Receiver<Control>, opened: Opened<C>, s
             }
             Control::PurgeScope(scope, reply) => drop(reply.send(tier.purge_scope(scope).await)),
             Control::FlashLapped(version) => tier.flash_lapped(version),
+            Control::Holds(namespace, reply) => {
+                drop(reply.send(tier.index().holds(format!("{namespace}/").as_bytes()).await));
+            }
             Control::Stop => break,
         }
     }

@@ -188,6 +188,13 @@ impl Reader {
         decode(&self.shared, path, value.value()).map(Some)
     }
 
+    fn holds(&self, prefix: &[u8]) -> Result<bool, StoreError> {
+        let read = self.db.begin_read().map_err(failed)?;
+        let table = read.open_table(MANIFESTS).map_err(failed)?;
+        let first = table.range::<&[u8]>(prefix..).map_err(failed)?.next().transpose().map_err(failed)?;
+        Ok(first.is_some_and(|(path, _)| path.value().starts_with(prefix)))
+    }
+
     /// Damaged entries are passed over, and told once at the end: the sweep goes on, and knows that it must not
     /// take what they may have named for orphans.
     fn scan(&self, cursor: &[u8], limit: usize) -> Result<(Vec<Manifest>, Option<Cursor>), StoreError> {
@@ -299,6 +306,11 @@ impl IndexStore for RedbIndexStore {
 
     async fn scan(&self, cursor: Option<Cursor>, limit: usize) -> Result<(Vec<Manifest>, Option<Cursor>), StoreError> {
         self.read(move |reader| reader.scan(cursor.as_ref().map_or(&[], |cursor| &cursor.0), limit)).await
+    }
+
+    async fn holds(&self, prefix: &[u8]) -> Result<bool, StoreError> {
+        let prefix = prefix.to_vec();
+        self.read(move |reader| reader.holds(&prefix)).await
     }
 
     async fn changes_since(

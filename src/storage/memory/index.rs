@@ -38,7 +38,7 @@ pub enum IndexOp {
     Delete,
     /// [`IndexStore::touch_ttl`].
     TouchTtl,
-    /// [`IndexStore::scan`].
+    /// [`IndexStore::scan`] and [`IndexStore::holds`].
     Scan,
     /// [`IndexStore::changes_since`].
     Changes,
@@ -173,6 +173,13 @@ impl<R: Rt> IndexStore for InMemoryIndexStore<R> {
         let page: Vec<_> = rest.by_ref().take(limit).map(|(_, manifest)| manifest.clone()).collect();
         let next = rest.next().and(page.last()).map(|last| Cursor(last.path.clone()));
         Ok((page, next))
+    }
+
+    async fn holds(&self, prefix: &[u8]) -> Result<bool, StoreError> {
+        self.flight.read(IndexOp::Scan).await?;
+        let state = self.flight.state.borrow();
+        let first = state.entries.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded)).next();
+        Ok(first.is_some_and(|(path, _)| path.starts_with(prefix)))
     }
 
     async fn changes_since(
