@@ -156,8 +156,8 @@ pub struct Settings {
     pub fills_max: usize,
     /// Durable commits that run or whose outcome is unknown; beyond, durable commits are refused.
     pub in_doubt_max: usize,
-    /// How long a commit waits for a lagging tier to have staged the rest of the body; for twice as long at most, the
-    /// writer waits for the tiers that do not acknowledge.
+    /// How long a commit waits for L2 to have staged the rest of the body before it leaves that to a fill; for twice
+    /// as long at most, the writer waits for the tiers that do not acknowledge.
     pub stage_wait: Duration,
     /// How long a commit waits for fills that are inside a tier's `finish` before it goes on.
     pub publish_wait: Duration,

@@ -4,9 +4,10 @@
 //! L0 and L2 publish, older copies go from where the new one is not, L1 is queued, and the writer is told. Its
 //! refusal or failure changes nothing. Its silence leaves the key in doubt.
 //!
-//! The writer waits for L3 and RAM. For the rest it waits [`super::Settings::stage_wait`]; what is not done by then
-//! is done after the acknowledgement by a task that keeps the turn: the floor hides from reads whatever a slow tier
-//! still holds of the past, and only the next writer of the same key has to wait for it.
+//! The writer waits for L3 and RAM. For the rest it waits [`super::Settings::stage_wait`]. A body that L2 is still
+//! writing by then goes on as a fill, which the next turn of the key poisons. A removal that is not done by then is
+//! done after the acknowledgement by a task that keeps the turn: the floor hides from reads whatever a slow tier still
+//! holds of the past, and only the next writer of the same key has to wait for it.
 //!
 //! Cache-only namespace: this shard decides, against the live copy in L0, L1 and L2 (flash is read when the
 //! precondition needs it). First L2 commits the new version or is told of it (it notes the version where a killed
@@ -177,11 +178,9 @@ impl<T: Tiers> FanoutMiss<T> {
         let mut rest = Box::pin(async move {
             let mut l2 = None;
             if durable {
-                let kept = self.publish_l2().await;
-                self.node.count_write(Tier::L2, kept.map(|()| self.written));
-                l2 = Some(self.kept_or_retired(Tier::L2, kept).await);
+                l2 = Some(self.publish_l2(&turn).await);
             }
-            self.queue_l1(&turn).await;
+            self.publish_l1(&turn).await;
             self.node.release(turn, &self.key, Precondition::OlderThan(self.meta.version), self.meta.version).await;
             l2
         });
@@ -197,15 +196,28 @@ impl<T: Tiers> FanoutMiss<T> {
         (Some(known_l1), l2)
     }
 
-    /// Publishes in L2 what its worker staged, if it got there in time: the writer waits for L3, not for this.
-    async fn publish_l2(&mut self) -> Result<(), Reason> {
-        let Flash::Behind(behind) = std::mem::replace(&mut self.l2, Flash::Off) else {
-            return Err(self.why_not(Tier::L2));
+    /// Publishes in L2 what its worker staged. A device that is slower than L3 is not waited for for long: the rest
+    /// of its way is a fill's, and the next writer of the key does not wait for that.
+    async fn publish_l2(&mut self, turn: &Held) -> TierOutcome {
+        let staged = match std::mem::replace(&mut self.l2, Flash::Off) {
+            Flash::Behind(behind) => {
+                let mut staged = Box::pin(behind.staged());
+                match within(&self.node.rt, self.node.settings.stage_wait, staged.as_mut()).await {
+                    Some(staged) => staged,
+                    None => return self.leave::<T::L2>(Tier::L2, turn, staged).await,
+                }
+            }
+            Flash::Direct(_) | Flash::Off => Err(self.why_not(Tier::L2)),
         };
-        let staged = within(&self.node.rt, self.node.settings.stage_wait, behind.staged()).await;
-        let mut miss = staged.unwrap_or(Err(Reason::Lag))?;
-        *miss.meta_mut() = self.meta.clone();
-        miss.finish().await.map(drop).map_err(|failed| self.node.failed(Tier::L2, &failed))
+        let kept = match staged {
+            Ok(mut miss) => {
+                *miss.meta_mut() = self.meta.clone();
+                miss.finish().await.map(drop).map_err(|failed| self.node.failed(Tier::L2, &failed))
+            }
+            Err(reason) => Err(reason),
+        };
+        self.node.count_write(Tier::L2, kept.map(|()| self.written));
+        self.kept_or_retired(Tier::L2, kept).await
     }
 
     async fn kept_or_retired(&self, tier: Tier, finished: Result<(), Reason>) -> TierOutcome {
@@ -220,28 +232,46 @@ impl<T: Tiers> FanoutMiss<T> {
         }
     }
 
-    /// Removes what is older from L1 and leaves the new version to a task, which the next turn poisons.
-    async fn queue_l1(&mut self, turn: &Held) {
+    /// Removes what is older from a tier and leaves the new version to a task: a fill, which the next turn poisons.
+    async fn leave<S: Storage + 'static>(
+        &self,
+        tier: Tier,
+        turn: &Held,
+        staged: impl Future<Output = Result<S::Miss, Reason>> + 'static,
+    ) -> TierOutcome {
         let version = self.meta.version;
-        let _ = self.node.retire(Tier::L1, &self.key, Precondition::OlderThan(version), version).await;
-        let fill = self.l1.take().ok_or_else(|| self.why_not(Tier::L1));
-        let fill = fill.and_then(|behind| Ok((behind, turn.turn.fill(Tier::L1).ok_or(Reason::Overload)?)));
-        let (behind, fill) = match fill {
-            Ok(fill) => fill,
-            Err(reason) => return self.node.count_write(Tier::L1, Err(reason)),
+        let _ = self.node.retire(tier, &self.key, Precondition::OlderThan(version), version).await;
+        let Some(fill) = turn.turn.fill(tier) else {
+            self.node.count_write(tier, Err(Reason::Overload));
+            return TierOutcome::Dropped(Reason::Overload);
         };
         let (node, meta) = (self.node.clone(), self.meta.clone());
         self.node.rt.spawn(async move {
-            let outcome = match behind.staged().await {
+            let length = meta.length.unwrap_or(0);
+            let outcome = match staged.await {
                 Ok(mut miss) => {
-                    let length = meta.length.unwrap_or(0);
                     *miss.meta_mut() = meta;
-                    node.commit_fill::<T::L1>(fill, miss).await.map(|()| length)
+                    node.commit_fill::<S>(fill, miss).await.map(|()| length)
                 }
                 Err(reason) => Err(reason),
             };
-            node.count_write(Tier::L1, outcome);
+            node.count_write(tier, outcome);
         });
+        TierOutcome::Queued
+    }
+
+    /// As [`Self::leave`], for L1, or why it does not get the body.
+    async fn publish_l1(&mut self, turn: &Held) {
+        match self.l1.take() {
+            Some(behind) => {
+                self.leave::<T::L1>(Tier::L1, turn, behind.staged()).await;
+            }
+            None => {
+                let dropped = Err(self.why_not(Tier::L1));
+                self.node.count_write(Tier::L1, dropped);
+                self.kept_or_retired(Tier::L1, dropped.map(drop)).await;
+            }
+        }
     }
 
     fn not_kept(&self, tier: Tier) -> TierOutcome {

@@ -1,7 +1,10 @@
 //! What a write admits where, while it streams.
 
 use super::*;
-use crate::storage::memory::{Fault, Gate, Op};
+use crate::{
+    cache::TierOutcome,
+    storage::memory::{Fault, Gate, Op},
+};
 
 fn gated() -> World {
     World::new(Setup { policy: json!({"l0_max": 1000, "l2_max": 3000}), ..Setup::default() })
@@ -112,16 +115,29 @@ fn a_tier_that_falls_behind_is_dropped_and_the_writer_is_not_slowed() {
     assert_eq!(world.sim.clock().elapsed(), started, "nobody waited");
     assert_eq!(world.held(KEY), "03");
 
-    // Within the lag the end of the body is waited for, but not for ever.
+    // Within the lag the end of the body is waited for, but not for ever: then the writer leaves it behind.
     world.l2.faults().inject(Op::Write, Fault::Hold(gate.clone()));
     let stored = world.put(KEY, &short).expect("stored");
-    assert_eq!(dropped(&stored, Tier::L2), Some(Reason::Lag));
+    assert_eq!(stored.tiers[Tier::L2 as usize], Some(TierOutcome::Queued));
+    assert_eq!(world.held(KEY), "03");
+    // The next write poisons what is still under way: it comes too late even if it ends last.
+    let next = body(5000, 3);
+    world.put(KEY, &next).expect("stored");
     gate.open();
     world.sim.run_until_idle();
-    assert_eq!((world.held(KEY), world.staged()), ("03".into(), 0));
-    assert_eq!(world.tier.stats().tier(Tier::L2).write_drops.get(Reason::Lag), 2);
-    world.put(KEY, &long).expect("stored");
-    assert_eq!(world.held(KEY), "023", "it is back");
+    assert_eq!((world.held(KEY), world.staged()), ("023".into(), 0));
+    world.got(KEY, &next);
+    let drops = &world.tier.stats().tier(Tier::L2).write_drops;
+    assert_eq!((drops.get(Reason::Lag), drops.get(Reason::Poisoned)), (1, 1));
+
+    // Left alone, it arrives.
+    let gate = Gate::new();
+    world.l2.faults().inject(Op::Write, Fault::Hold(gate.clone()));
+    world.put(KEY, &short).expect("stored");
+    gate.open();
+    world.sim.run_until_idle();
+    assert_eq!((world.held(KEY), world.staged()), ("023".into(), 0));
+    world.got(KEY, &short);
 }
 
 #[test]
