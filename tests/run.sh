@@ -10,7 +10,7 @@ die() {
 }
 
 # Debian package -> a command it brings.
-packages=(curl:curl git:git gcc:cc)
+packages=(curl:curl git:git gcc:cc mount:losetup e2fsprogs:mkfs.ext4)
 
 missing=()
 for entry in "${packages[@]}"; do

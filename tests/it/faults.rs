@@ -5,12 +5,12 @@ use std::{
     io::Write,
     os::unix::fs::FileExt,
     path::Path,
-    process::Command,
     time::{Duration, Instant},
 };
 
 use crate::{
     client::{Body, Client},
+    disk::Mount,
     node::{Node, files_below},
 };
 
@@ -114,11 +114,11 @@ fn a_full_quota_is_507_and_deleting_makes_room() {
 
 #[test]
 fn a_full_disk_is_507_and_nothing_is_lost() {
-    // A small file system of the node's own, in a mount namespace of its own.
+    // A small file system of the node's own.
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("small");
     fs::create_dir(&data).unwrap();
-    let mounted = Mounted::tmpfs(&data, 64 << 20);
+    let mounted = Mount::tmpfs(&data, 64 << 20);
     let node = Node::start(&data, &["--memory-max", "256MiB", "--set", "l2_bytes=0", "--set", "disk_reserve=0%"]);
     let mut client = node.client();
     let body = vec![4; 4 << 20];
@@ -140,24 +140,6 @@ fn a_full_disk_is_507_and_nothing_is_lost() {
     assert_eq!(client.get(&format!("/f/{kept}")).status, 404);
     drop(node);
     drop(mounted);
-}
-
-/// A tmpfs that is unmounted when dropped.
-struct Mounted<'a>(&'a Path);
-
-impl<'a> Mounted<'a> {
-    fn tmpfs(at: &'a Path, bytes: u64) -> Self {
-        let options = format!("size={bytes}");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
-        assert!(status.expect("mount runs").success(), "this test mounts a small tmpfs: run it as root");
-        Self(at)
-    }
-}
-
-impl Drop for Mounted<'_> {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(self.0).status());
-    }
 }
 
 /// Flips one byte in every 256 of a file from `from` on.

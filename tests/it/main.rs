@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod client;
+mod disk;
 mod doors;
 mod faults;
 mod files;
 mod gates;
+mod l2_fails;
 mod modes;
 mod node;
 mod readme;

@@ -1,0 +1,79 @@
+//! File systems of a test's own: in memory, and on loop devices that can be made to fail. Needs root, and a test that
+//! lacks it fails. What was mounted is unmounted on the way out, whatever happens: declare it before the node.
+
+use std::{
+    ffi::OsStr,
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// What is left of a device that has failed, in bytes: nothing of its file system lies there.
+const STUMP_BYTES: u64 = 64 << 10;
+
+/// A mounted file system. Its loop device, if it has one, goes with the mount.
+pub(crate) struct Mount {
+    at: PathBuf,
+    /// Loop device and image.
+    device: Option<(String, PathBuf)>,
+}
+
+impl Mount {
+    /// A file system in memory that takes `bytes`.
+    pub(crate) fn tmpfs(at: &Path, bytes: u64) -> Self {
+        let options = format!("size={bytes}");
+        run("mount", ["-t", "tmpfs", "-o", &options, "tmpfs"].map(OsStr::new).into_iter().chain([at.as_os_str()]));
+        Self { at: at.into(), device: None }
+    }
+
+    /// A new ext4 on a loop device over `image`, a sparse file of `bytes`. Its own structures are really written, so
+    /// that only data asks the image for more room.
+    pub(crate) fn ext4(at: &Path, image: &Path, bytes: u64) -> Self {
+        File::create(image).and_then(|file| file.set_len(bytes)).expect("an image");
+        let eager = ["-q", "-F", "-m", "0", "-N", "64", "-J", "size=4", "-E"];
+        let eager = eager.into_iter().chain(["nodiscard,lazy_itable_init=0,lazy_journal_init=0"]).map(OsStr::new);
+        run("mkfs.ext4", eager.chain([image.as_os_str()]));
+        let device = LoopDevice::attach(image);
+        let name = device.0.clone();
+        run("mount", ["-t", "ext4", "-o", "nodiscard", &name].map(OsStr::new).into_iter().chain([at.as_os_str()]));
+        Self { at: at.into(), device: Some((name, image.into())) }
+    }
+
+    /// Makes every read and write of the device fail from now on; what was on it is lost.
+    pub(crate) fn break_device(&self) {
+        let (device, image) = self.device.as_ref().expect("a file system on a loop device");
+        File::options().write(true).open(image).and_then(|file| file.set_len(STUMP_BYTES)).expect("the image");
+        run("losetup", ["--set-capacity", device].map(OsStr::new));
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(&self.at).status());
+    }
+}
+
+/// Detached when dropped; one that is mounted is gone when the mount is.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn attach(image: &Path) -> Self {
+        Self(run("losetup", ["--find", "--show"].map(OsStr::new).into_iter().chain([image.as_os_str()])))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        drop(Command::new("losetup").args(["--detach", &self.0]).status());
+    }
+}
+
+fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a OsStr>) -> String {
+    let args: Vec<_> = args.into_iter().collect();
+    let output = Command::new(program).args(&args).output().unwrap_or_else(|e| panic!("{program} does not run: {e}"));
+    assert!(
+        output.status.success(),
+        "this test mounts file systems of its own: run it as root, with loop devices; {program} {args:?}: {output:?}"
+    );
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
