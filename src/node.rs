@@ -210,6 +210,9 @@ fn check_caches(policy: &Policy, durable: &DurableExecutor) -> Result<(), NodeEr
 
 /// Where each shard's log is. Logs of another number of shards are dropped, loudly: no key in them would be found.
 fn prepare_logs(config: &Config, dir: &mut DataDir) -> Result<Vec<Option<LogSeed>>, NodeError> {
+    // Without flash, what an earlier run left there may still have to go.
+    let folders: Vec<_> = config.l2.paths.iter().filter(|path| config.l2.bytes > 0 || path.is_dir()).cloned().collect();
+    dir.claim(&folders)?;
     if let Some(before) = dir.shards_changed(config.shards) {
         tracing::warn!(
             before,

@@ -91,6 +91,13 @@ fn a_second_node_and_a_port_in_use_stop_with_a_clear_message() {
         assert!(ended.text.contains(&setting) && ended.text.contains(&address), "{}", ended.text);
     }
     assert_eq!(node.client().put("/still/here", b"x").status, 201);
+
+    // Another data directory, the same flash folder.
+    let flash = format!("l2_paths={}", dir.path().join("l2").display());
+    let args = ["--memory-max", "256MiB", "--set", "l2_bytes=128MiB", "--set", &flash];
+    let ended = Node::try_start(other.path(), &args).err().expect("the flash folder is locked");
+    assert!(ended.text.contains("/l2 is in use") && ended.text.contains(&node.pid().to_string()), "{}", ended.text);
+    assert_eq!(node.client().put("/still/here", b"y").status, 204);
 }
 
 #[test]
