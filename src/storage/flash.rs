@@ -248,9 +248,10 @@ impl<D: Device, R: Rt> Storage for FlashTier<D, R> {
     }
 
     async fn update_meta(&self, key: &CacheKey, meta: CacheMeta) -> Result<bool, CacheError> {
-        let encoded = encode(&meta);
+        let (encoded, now_ms) = (encode(&meta), self.0.rt.clock().wall_ms());
         let log = &self.0.log;
-        log.update_meta(key.hash(), key.path(), meta.version.0, &encoded, meta.expires_ms).await.map_err(failed)
+        let updated = log.update_meta(key.hash(), key.path(), meta.version.0, &encoded, meta.expires_ms, now_ms);
+        updated.await.map_err(failed)
     }
 }
 

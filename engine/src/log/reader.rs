@@ -117,7 +117,7 @@ impl<D: Device, R: Rt> Log<D, R> {
             Err(miss) => return Ok(Lookup::Miss(miss)),
         };
         let Held { entry, header, record } = held;
-        if header.expires_ms != 0 && header.expires_ms <= now_ms {
+        if header.is_expired(now_ms) {
             let mut state = inner.state.borrow_mut();
             state.stats.expired += 1;
             state.kill(hash, |now| now.place == entry.place);

@@ -164,7 +164,7 @@ impl<D: Device, R: Rt> Inner<D, R> {
         let Place::Record { span, .. } = entry.place else { return None };
         let (header, record) = self.read_checked(pointer, usize::from(span)).await.ok()?;
         let now_ms = self.rt.clock().wall_ms();
-        let expired = header.expires_ms != 0 && header.expires_ms <= now_ms;
+        let expired = header.is_expired(now_ms);
         let head = header.pointers_at();
         if expired || header.hash != hash || header.length + head as u64 > budget {
             return None;

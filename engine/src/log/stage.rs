@@ -15,6 +15,7 @@ use super::{
     Inner, Log, LogError, State,
     format::{Kind, Layout, POINTER, Pointer, RECORD_HEADER, RecordHeader},
     index::{Entry, Place, extra},
+    reader::Held,
     supersede::Note,
     writer::NoRoom,
 };
@@ -164,7 +165,8 @@ impl<D: Device, R: Rt> Log<D, R> {
     }
 
     /// Replaces metadata and expiry of the object of exactly `version`, whose body is named again, not copied (but
-    /// for bodies that share one record with their key). `false`: that version is not here. Flags and creation stay.
+    /// for bodies that share one record with their key). `false`: that version is not here, or its expiry is at or
+    /// before `now_ms`: what has ended is not brought back. Flags and creation stay.
     ///
     /// # Errors
     /// The object could not be read, the new head is too large, or poisoned or closed.
@@ -175,12 +177,12 @@ impl<D: Device, R: Rt> Log<D, R> {
         version: u64,
         meta: &[u8],
         expires_ms: Option<u64>,
+        now_ms: u64,
     ) -> Result<bool, LogError> {
         let inner = &self.inner;
         for _ in 0..UPDATE_TRIES {
-            let Some(held) = inner.read_current(hash, key).await?.filter(|held| held.header.version == version) else {
-                return Ok(false);
-            };
+            let same = |held: &Held| held.header.version == version && !held.header.is_expired(now_ms);
+            let Some(held) = inner.read_current(hash, key).await?.filter(same) else { return Ok(false) };
             let mut header = RecordHeader {
                 meta_bytes: u32::try_from(meta.len()).unwrap_or(u32::MAX),
                 expires_ms: expires_ms.map_or(0, |expires| expires.max(1)),

@@ -304,9 +304,10 @@ fn metadata_is_replaced_without_the_body() {
         for (key, size) in sizes {
             put(&log, key, 1, &body_of(1, size)).await.expect("put");
             let before = log.stats().appended_bytes;
-            assert!(log.update_meta(hash(key), key, 1, b"other", Some(LATE_MS)).await.expect("open"));
+            assert!(log.update_meta(hash(key), key, 1, b"other", Some(LATE_MS), 0).await.expect("open"));
             assert!(log.stats().appended_bytes - before < 600 || key == b"full");
-            assert!(!log.update_meta(hash(key), key, 2, b"no", None).await.expect("open"), "no such version");
+            assert!(!log.update_meta(hash(key), key, 2, b"no", None, 0).await.expect("open"), "no such version");
+            assert!(!log.update_meta(hash(key), key, 1, b"no", None, LATE_MS).await.expect("open"), "it has ended");
         }
         log.flush().await.expect("flushed");
     });

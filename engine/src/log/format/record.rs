@@ -93,6 +93,12 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
+    /// Whether the object is past its time to live at `now_ms`.
+    #[must_use]
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        self.expires_ms != 0 && self.expires_ms <= now_ms
+    }
+
     /// Encodes into the first [`RECORD_HEADER`] bytes of `record`, whose key, meta and pointers are in place.
     pub fn encode(&self, layout: &Layout, record: &mut [u8]) {
         use at::*;

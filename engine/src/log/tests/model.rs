@@ -147,7 +147,7 @@ async fn use_log(log: SimLog, model: Model, seed: u64, user: u64, users: u64, st
             }
             8 => {
                 let version = log.version_hint(hash(&path)).unwrap_or(1);
-                log.update_meta(hash(&path), &path, version, b"changed", None).await?;
+                log.update_meta(hash(&path), &path, version, b"changed", None, 0).await?;
             }
             9 if random.bool() => drop(log.remove(hash(&path))),
             _ => {
