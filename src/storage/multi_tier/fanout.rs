@@ -348,9 +348,18 @@ impl<T: Tiers> MissHandler for FanoutMiss<T> {
 
     /// As the contract; and once begun it runs to its end even if the future is dropped.
     async fn finish(mut self) -> Result<Stored, CacheError> {
-        if !self.whole {
-            self.space.counters.refused(Reason::BodyCut);
-            return Err(CacheError::Refused(Reason::BodyCut));
+        let passed = self.crc.clone().finalize();
+        let refusal = if !self.whole {
+            Some(Reason::BodyCut)
+        } else if self.meta.checksum.is_some_and(|announced| announced != passed) {
+            // Announced after the body. Here, before the turn: a tier that refuses its copy there drops the old one.
+            Some(Reason::BodyMismatch)
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            self.space.counters.refused(reason);
+            return Err(CacheError::Refused(reason));
         }
         if let Some(l1) = &mut self.l1 {
             l1.end();
