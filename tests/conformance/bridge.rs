@@ -55,10 +55,8 @@ fn a_bridge_is_a_storage_under_any_schedule() {
         let tier = if seed % 2 == 0 { Tier::L0 } else { Tier::L3 };
         let caps = match tier {
             Tier::L3 => Caps { updates_headers: true, ..Caps::durable() },
-            _ => Caps { explains_misses: true, ..Caps::cache(tier) },
+            _ => Caps::cache(tier),
         };
-        // Of a cache tier the reasons are those the store gives: deletes leave nothing behind.
-        let caps = Caps { explains_misses: tier == Tier::L3, ..caps };
         sim.block_on(suite(async || bridged(&sim, tier).0, sim.clock(), caps));
     }
 }

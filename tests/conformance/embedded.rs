@@ -88,7 +88,7 @@ fn a_durable_tier_over_any_pair_of_stores_is_a_storage() {
     });
 }
 
-fn config(dir: &Path) -> DurableConfig {
+pub(crate) fn config(dir: &Path) -> DurableConfig {
     DurableConfig {
         dir: dir.join("l3"),
         bytes_max: None,
@@ -105,7 +105,7 @@ fn config(dir: &Path) -> DurableConfig {
     }
 }
 
-fn start(dir: &Path, clock: &TestClock) -> (DurableExecutor, Bridge) {
+pub(crate) fn start(dir: &Path, clock: &TestClock) -> (DurableExecutor, Bridge) {
     let (executor, mut bridges) = DurableExecutor::start(config(dir), clock.clone()).expect("starts");
     (executor, bridges.pop().expect("one client"))
 }

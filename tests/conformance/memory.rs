@@ -28,10 +28,10 @@ fn tier<C: Clock>(tier: Tier, bytes_max: u64, clock: &C) -> MemoryStore<C> {
 fn a_memory_store_is_a_storage() {
     for level in Tier::ALL {
         let sim = Sim::new(1);
-        let caps = if level == Tier::L3 {
-            Caps { updates_headers: true, ..Caps::durable() }
-        } else {
-            Caps { explains_misses: false, ..Caps::cache(level) }
+        let caps = match level {
+            Tier::L0 => Caps::ram(),
+            Tier::L1 | Tier::L2 => Caps::cache(level),
+            Tier::L3 => Caps { updates_headers: true, ..Caps::durable() },
         };
         sim.block_on(suite(async || tier(level, 64 << 20, sim.clock()), sim.clock(), caps));
     }
@@ -40,7 +40,7 @@ fn a_memory_store_is_a_storage() {
 #[test]
 fn the_doubles_keep_their_promises_on_an_executor_thread() {
     on_tokio(async |rt, clock| {
-        suite(async || tier(Tier::L0, 64 << 20, &clock), &clock, Caps::cache(Tier::L0)).await;
+        suite(async || tier(Tier::L0, 64 << 20, &clock), &clock, Caps::ram()).await;
         blob_suite(async || InMemoryBlobStore::new(rt.clone()), &clock).await;
         index_suite(async || InMemoryIndexStore::new(rt.clone())).await;
     });

@@ -1,4 +1,11 @@
 //! The suite over every [`Storage`].
+//!
+//! Owns [`Caps`], what may differ between one storage and another, and the checks of writes, purges and metadata.
+//! Hits being read: [`reading`]. Writes that are given up: [`dropped`]. A long random walk: [`model`].
+
+mod dropped;
+mod model;
+mod reading;
 
 use std::time::Duration;
 
@@ -6,24 +13,42 @@ use bytes::Bytes;
 use strata::{
     cache::{
         CacheError, CacheKey, CacheMeta, Found, HEADERS_BYTES_MAX, HitHandler, KEY_BYTES_MAX, MissHandler,
-        Precondition, PurgeReport, Storage, Tier, TierOutcome, Version,
+        Precondition, PurgeReport, Storage, Tier, Version,
     },
     reason::Reason,
 };
 
-use crate::support::{SetTime, body, drain, get, key, meta_of, put, put_with};
+use crate::support::{SetTime, body, get, key, meta_of, put, put_with};
 
-/// What a tier can do; everything else is the same for all.
+/// How a storage gives versions to commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Versions {
+    /// The version given, unless something newer is there; its own only when none is given.
+    Given,
+    /// Its own, above the one given and above what is there.
+    Above,
+    /// Its own, above what is there; one that is given is not looked at.
+    Own,
+}
+
+/// What a storage can do; everything else is the same for all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caps {
-    /// The tier it answers as.
-    pub(crate) tier: Tier,
-    /// It chooses the version of every commit itself, always above what is there; others obey the version given.
-    pub(crate) orders_commits: bool,
+    /// Of these, one at least has kept what is acknowledged.
+    pub(crate) acknowledges: &'static [Tier],
+    /// Hits come from these.
+    pub(crate) answers: &'static [Tier],
+    /// Whose versions commits get.
+    pub(crate) versions: Versions,
     /// `update_meta` may change headers and flags; others only the expiry.
     pub(crate) updates_headers: bool,
-    /// Misses tell expired and deleted objects from those never seen.
-    pub(crate) explains_misses: bool,
+    /// Misses tell deleted objects from those never seen.
+    pub(crate) tells_deleted: bool,
+    /// Where no client's precondition is worth a read of its medium, it goes by its index, which has versions and no
+    /// times: a copy that expired unnoticed is reported as replaced or removed, and is not older than it is.
+    pub(crate) counts_expired: bool,
+    /// Small hits are given by [`HitHandler::try_copy`].
+    pub(crate) copies: bool,
     /// Largest body the suite may write.
     pub(crate) body_bytes_max: usize,
 }
@@ -31,17 +56,37 @@ pub(crate) struct Caps {
 impl Caps {
     /// What a tier of RAM, network or flash can do.
     pub(crate) fn cache(tier: Tier) -> Self {
-        Self { tier, orders_commits: false, updates_headers: true, explains_misses: false, body_bytes_max: 300_000 }
+        let alone = match tier {
+            Tier::L0 => &[Tier::L0],
+            Tier::L1 => &[Tier::L1],
+            Tier::L2 => &[Tier::L2],
+            Tier::L3 => &[Tier::L3],
+        };
+        Self {
+            acknowledges: alone,
+            answers: alone,
+            versions: Versions::Given,
+            updates_headers: true,
+            tells_deleted: false,
+            counts_expired: false,
+            copies: false,
+            body_bytes_max: 300_000,
+        }
+    }
+
+    /// What RAM can do.
+    pub(crate) fn ram() -> Self {
+        Self { copies: true, ..Self::cache(Tier::L0) }
     }
 
     /// What a durable tier can do.
     pub(crate) fn durable() -> Self {
         Self {
-            tier: Tier::L3,
-            orders_commits: true,
+            versions: Versions::Above,
             updates_headers: false,
-            explains_misses: true,
+            tells_deleted: true,
             body_bytes_max: 700_000,
+            ..Self::cache(Tier::L3)
         }
     }
 }
@@ -50,18 +95,23 @@ impl Caps {
 pub(crate) async fn suite<S: Storage>(make: impl AsyncFn() -> S, time: &impl SetTime, caps: Caps) {
     bodies_of_all_sizes_come_back(&make().await, caps).await;
     staged_bytes_are_invisible(&make().await).await;
-    ranges_read_what_they_name(&make().await, caps).await;
+    dropped::dropped_writes_leave_nothing(&make().await, caps).await;
+    dropped::a_dropped_commit_happens_or_not(&make().await).await;
+    reading::ranges_read_what_they_name(&make().await, caps).await;
+    reading::copies_are_whole_or_not_made(&make().await, caps).await;
+    for length in [700, 30_000, 250_000] {
+        reading::readers_keep_one_version_or_are_cut(&make().await, time, length).await;
+    }
     preconditions_decide(&make().await).await;
     versions_only_grow(&make().await, caps).await;
-    expiry_ends_an_object(&make().await, time, caps).await;
+    expiry_ends_an_object(&make().await, time).await;
     purges_remove_and_stay(&make().await, caps).await;
     metadata_changes_under_the_same_version(&make().await, time, caps).await;
     cut_and_mismatched_bodies_change_nothing(&make().await).await;
     the_first_of_two_writers_loses(&make().await, caps).await;
-    readers_see_one_write(&make().await, caps).await;
     keys_and_headers_of_any_bytes(&make().await).await;
     for seed in 0..4 {
-        agrees_with_a_map(&make().await, time, caps, seed).await;
+        model::agrees_with_a_map(&make().await, time, caps, seed).await;
     }
 }
 
@@ -80,14 +130,16 @@ async fn bodies_of_all_sizes_come_back<S: Storage>(store: &S, caps: Caps) {
             };
             let stored = put_with(store, &name, meta.clone(), Precondition::None, &body, 7_000).await.expect("stored");
             assert_eq!((stored.length, stored.replaced), (length as u64, None));
-            assert_eq!(stored.tiers[caps.tier as usize], Some(TierOutcome::Kept));
+            assert!(caps.acknowledges.iter().any(|tier| stored.kept_by(*tier)), "{stored:?}");
             assert!(stored.version > Version::NONE);
             let (got, bytes) = get(store, &name).await.expect("a hit");
             assert!(bytes == body, "{length} bytes came back wrong");
             let (length, checksum) = (Some(length as u64), Some(crc32fast::hash(&body)));
-            assert_eq!(got, CacheMeta { version: stored.version, length, checksum, ..meta });
-            let (_, hit) = store.lookup(&name).await.expect("an answer").expect("a hit");
-            assert_eq!(hit.tier(), caps.tier);
+            let expected = CacheMeta { version: stored.version, length, checksum, ..meta };
+            assert_eq!(got, expected);
+            let Found::Hit(found, hit) = store.find(&name).await.expect("an answer") else { panic!("no hit") };
+            assert_eq!(found, expected);
+            assert!(caps.answers.contains(&hit.tier()), "{:?}", hit.tier());
         }
     }
 }
@@ -112,35 +164,6 @@ async fn staged_bytes_are_invisible<S: Storage>(store: &S) {
     let unfinished = store.get_miss_handler(&name, meta_of(&old), Precondition::None).await.expect("begun");
     assert!(matches!(unfinished.finish().await, Err(CacheError::Refused(Reason::BodyCut))));
     assert_eq!(get(store, &name).await.expect("still there").1, new);
-}
-
-async fn ranges_read_what_they_name<S: Storage>(store: &S, caps: Caps) {
-    for length in [1_usize, 9_000, 65_536, 200_001] {
-        let length = length.min(caps.body_bytes_max);
-        let (name, whole) = (key("ranges"), body(length as u64, length));
-        put(store, &name, &whole).await;
-        let mut ranges = vec![(0, length), (0, 0), (length, length), (0, 1), (length - 1, length)];
-        let mut random = fastrand::Rng::with_seed(length as u64);
-        ranges.extend((0..20).map(|_| {
-            let start = random.usize(..=length);
-            (start, random.usize(start..=length))
-        }));
-        for (start, end) in ranges {
-            let (_, mut hit) = store.lookup(&name).await.expect("an answer").expect("a hit");
-            hit.seek(start as u64..end as u64).expect("within the body");
-            assert_eq!(hit.remaining(), (end - start) as u64);
-            let got = drain(hit).await.expect("a whole range");
-            assert!(got == whole.slice(start..end), "{start}..{end} of {length}");
-        }
-        let (_, mut hit) = store.lookup(&name).await.expect("an answer").expect("a hit");
-        assert!(hit.seek(0..length as u64 + 1).is_err());
-        #[expect(clippy::reversed_empty_ranges, reason = "a range no caller should ask for")]
-        let reversed = hit.seek(1..0);
-        assert!(reversed.is_err());
-        assert_eq!(hit.remaining(), length as u64, "a refused seek changes nothing");
-        assert!(hit.read_body().await.expect("readable").is_some());
-        assert!(hit.seek(0..1).is_err(), "reading has begun");
-    }
 }
 
 async fn preconditions_decide<S: Storage>(store: &S) {
@@ -196,17 +219,23 @@ async fn versions_only_grow<S: Storage>(store: &S, caps: Caps) {
     assert!(second > first);
     let ahead = Version(second.0 + (1 << 40));
     let third = put_at(ahead, 3).await.expect("stored").version;
-    if caps.orders_commits {
-        assert!(third > ahead);
-        assert!(put_at(second, 4).await.expect("stored").version > third);
-        assert_eq!(get(store, &name).await.expect("a hit").1, body(4, 60));
-    } else {
+    if caps.versions == Versions::Given {
         assert_eq!(third, ahead);
         assert!(matches!(put_at(second, 4).await, Err(CacheError::Refused(Reason::Superseded))));
         assert_eq!(get(store, &name).await.expect("a hit").1, body(3, 60));
+    } else {
+        assert!(third > if caps.versions == Versions::Above { ahead } else { second });
+        assert!(put_at(second, 4).await.expect("stored").version > third);
+        assert_eq!(get(store, &name).await.expect("a hit").1, body(4, 60));
     }
     let last = put_at(Version::NONE, 5).await.expect("stored").version;
     assert!(last > third, "a version of its own is above what was there");
+    // What takes older copies away leaves room for a commit of exactly the version it names.
+    let next = Version(last.0 + 1);
+    assert_eq!(store.purge(&name, Precondition::OlderThan(next)).await.expect("purged").removed, Some(last));
+    let stored = put_at(next, 6).await.expect("stored").version;
+    assert!(stored == next || caps.versions != Versions::Given && stored > last, "{stored} for {next}");
+    assert_eq!(get(store, &name).await.expect("a hit").1, body(6, 60));
 }
 
 async fn reason_of<S: Storage>(store: &S, name: &CacheKey) -> Reason {
@@ -216,19 +245,31 @@ async fn reason_of<S: Storage>(store: &S, name: &CacheKey) -> Reason {
     }
 }
 
-async fn expiry_ends_an_object<S: Storage>(store: &S, time: &impl SetTime, caps: Caps) {
+async fn expiry_ends_an_object<S: Storage>(store: &S, time: &impl SetTime) {
     let (name, bytes) = (key("expiring"), body(1, 100));
     let meta = CacheMeta { expires_ms: Some(time.now_ms() + 60_000), ..meta_of(&bytes) };
     let first = put_with(store, &name, meta.clone(), Precondition::None, &bytes, 100).await.expect("stored");
     assert_eq!(get(store, &name).await.expect("a hit").0.expires_ms, meta.expires_ms);
     time.advance(Duration::from_secs(61));
-    let reason = reason_of(store, &name).await;
-    assert!(reason == Reason::Expired || !caps.explains_misses, "{reason}");
+    assert_eq!(reason_of(store, &name).await, Reason::Expired);
     assert_eq!(store.purge(&name, Precondition::None).await.expect("nothing to do").removed, None);
     let second = put_with(store, &name, meta_of(&bytes), Precondition::Absent, &bytes, 100).await.expect("stored");
     assert!(second.version > first.version);
     assert_eq!(second.replaced, None);
     assert!(get(store, &name).await.is_some());
+
+    // The millisecond named is the first one without the object; one in the past is never seen.
+    let ends = time.now_ms() + 1_000;
+    let ending = CacheMeta { expires_ms: Some(ends), ..meta_of(&bytes) };
+    put_with(store, &name, ending, Precondition::None, &bytes, 100).await.expect("stored");
+    time.advance(Duration::from_millis(ends - time.now_ms() - 1));
+    assert!(get(store, &name).await.is_some());
+    time.advance(Duration::from_millis(1));
+    assert_eq!(reason_of(store, &name).await, Reason::Expired);
+    let past = CacheMeta { expires_ms: Some(time.now_ms() - 1), ..meta_of(&bytes) };
+    put_with(store, &name, past, Precondition::None, &bytes, 100).await.expect("stored");
+    assert_eq!(reason_of(store, &name).await, Reason::Expired);
+    assert!(matches!(store.purge(&name, Precondition::Exists).await, Err(CacheError::Precondition { current: None })));
 }
 
 async fn purges_remove_and_stay<S: Storage>(store: &S, caps: Caps) {
@@ -240,10 +281,10 @@ async fn purges_remove_and_stay<S: Storage>(store: &S, caps: Caps) {
     put(store, &other, &body(2, 200)).await;
     let report = store.purge(&name, Precondition::None).await.expect("purged");
     assert_eq!(report.removed, Some(first));
-    assert!(report.tiers[caps.tier as usize]);
+    assert!(caps.acknowledges.iter().any(|tier| report.tiers[*tier as usize]), "{report:?}");
     assert!(report.tombstone.is_none_or(|tombstone| tombstone > first));
     let reason = reason_of(store, &name).await;
-    assert!(reason == Reason::Deleted || !caps.explains_misses, "{reason}");
+    assert!(reason == Reason::Deleted || !caps.tells_deleted, "{reason}");
     assert_eq!(store.purge(&name, Precondition::None).await.expect("again").removed, None);
     let second =
         put_with(store, &name, CacheMeta::default(), Precondition::Absent, &body(3, 10), 10).await.expect("new");
@@ -283,6 +324,12 @@ async fn cut_and_mismatched_bodies_change_nothing<S: Storage>(store: &S) {
                 other => panic!("{other:?}"),
             }
         };
+        // Nothing follows the end.
+        let mut miss = store.get_miss_handler(&name, CacheMeta::default(), Precondition::None).await.expect("begun");
+        miss.write_body(bytes.clone(), true).await.expect("written");
+        let late = miss.write_body(body(3, 1), true).await;
+        assert!(matches!(late, Err(CacheError::Refused(Reason::BodyCut))), "{late:?}");
+        drop(miss);
         let announce = |length| CacheMeta { length: Some(length), ..CacheMeta::default() };
         assert_eq!(refusal(announce(length as u64 + 1)).await, Reason::BodyCut);
         assert_eq!(refusal(announce(length as u64 - 1)).await, Reason::BodyCut);
@@ -316,27 +363,6 @@ async fn the_first_of_two_writers_loses<S: Storage>(store: &S, caps: Caps) {
     assert_eq!(get(store, &name).await.expect("a hit").1, one);
 }
 
-async fn readers_see_one_write<S: Storage>(store: &S, caps: Caps) {
-    let name = key("readers");
-    let length = 250_000.min(caps.body_bytes_max);
-    let (old, new) = (body(1, length), body(2, length));
-    put(store, &name, &old).await;
-    let (_, mut hit) = store.lookup(&name).await.expect("an answer").expect("a hit");
-    let mut got = hit.read_body().await.expect("readable").expect("a chunk").to_vec();
-    put(store, &name, &new).await;
-    // The old body to its end, or a visible cut: never a mixture, never a short whole.
-    let whole = loop {
-        match hit.read_body().await {
-            Ok(Some(chunk)) => got.extend_from_slice(&chunk),
-            Ok(None) => break true,
-            Err(_) => break false,
-        }
-    };
-    assert!(old.starts_with(&got));
-    assert_eq!(whole, got.len() == old.len());
-    assert_eq!(get(store, &name).await.expect("a hit").1, new);
-}
-
 async fn keys_and_headers_of_any_bytes<S: Storage>(store: &S) {
     let longest = vec![b'k'; KEY_BYTES_MAX];
     let names: [&[u8]; 7] = [b"\0", b"a", b"a/", b"a/b", b"\xff\xfe/..//.", &longest, &longest[1..]];
@@ -352,71 +378,5 @@ async fn keys_and_headers_of_any_bytes<S: Storage>(store: &S) {
         assert_eq!((meta.headers, bytes), (body(99, HEADERS_BYTES_MAX), body(i as u64, 10 + i)));
         let elsewhere = CacheKey::new("any_bytes-2", name, 7).expect("a good key");
         assert!(get(store, &elsewhere).await.is_none(), "namespaces are apart");
-    }
-}
-
-/// Some hundreds of random operations, against what a map would answer.
-async fn agrees_with_a_map<S: Storage>(store: &S, time: &impl SetTime, caps: Caps, seed: u64) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut model: std::collections::BTreeMap<String, (Version, Option<u64>, Bytes)> = Default::default();
-    for step in 0..300_u64 {
-        let name = format!("k{}", random.u8(..12));
-        let now_ms = time.now_ms();
-        model.retain(|_, (_, expires_ms, _)| expires_ms.is_none_or(|expires| expires > now_ms));
-        let current = model.get(&name).map(|(version, ..)| *version);
-        let precondition = match random.u8(..8) {
-            0 => Precondition::Absent,
-            1 => Precondition::Exists,
-            2 => Precondition::Version(current.unwrap_or(Version(3))),
-            3 => Precondition::OlderThan(current.unwrap_or(Version(3))),
-            _ => Precondition::None,
-        };
-        let context = format!("seed {seed} step {step} {name} {precondition:?} {current:?}");
-        match random.u8(..10) {
-            0..=3 => {
-                let large = random.u8(..4) == 0;
-                let length = random.usize(..if large { 120_000.min(caps.body_bytes_max) } else { 500 });
-                let bytes = body(seed << 32 | step, length);
-                let expires_ms = (random.u8(..4) == 0).then(|| now_ms + random.u64(1_000..60_000));
-                let meta = CacheMeta { expires_ms, ..meta_of(&bytes) };
-                let result = put_with(store, &key(&name), meta, precondition, &bytes, 1 + random.usize(..30_000)).await;
-                assert_eq!(result.is_ok(), precondition.holds(current), "{context}");
-                if let Ok(stored) = result {
-                    assert_eq!(stored.replaced, current, "{context}");
-                    assert!(Some(stored.version) > current, "{context}");
-                    model.insert(name, (stored.version, expires_ms, bytes));
-                }
-            }
-            4 => {
-                let result = store.purge(&key(&name), precondition).await;
-                let spared = matches!(precondition, Precondition::OlderThan(_));
-                match (precondition.holds(current), result) {
-                    (true, result) => {
-                        assert_eq!(result.expect("purged").removed, current, "{context}");
-                        model.remove(&name);
-                    }
-                    (false, Ok(report)) => assert_eq!((report, spared), (PurgeReport::default(), true), "{context}"),
-                    (false, Err(failed)) => {
-                        assert_eq!((failed.reason(), spared), (Reason::Precondition, false), "{context}");
-                    }
-                }
-            }
-            5 => {
-                let expires_ms = Some(now_ms + random.u64(1_000..60_000));
-                let found = store.lookup(&key(&name)).await.expect("an answer").map(|(meta, _)| meta);
-                assert_eq!(found.as_ref().map(|meta| meta.version), current, "{context}");
-                if let Some(meta) = found {
-                    let touched = store.update_meta(&key(&name), CacheMeta { expires_ms, ..meta }).await;
-                    assert!(touched.expect("an answer"), "{context}");
-                    model.get_mut(&name).expect("just found").1 = expires_ms;
-                }
-            }
-            6 => time.advance(Duration::from_millis(random.u64(..5_000))),
-            _ => {
-                let got = get(store, &key(&name)).await.map(|(meta, bytes)| (meta.version, bytes));
-                let expected = model.get(&name).map(|(version, _, bytes)| (*version, bytes.clone()));
-                assert_eq!(got, expected, "{context}");
-            }
-        }
     }
 }

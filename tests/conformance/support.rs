@@ -1,6 +1,8 @@
 //! What the suites share: a clock that tests move, bodies, small helpers over the contracts.
 
 use std::{
+    env,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,12 +13,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use engine::{
     clock::{Clock, MachineClock},
-    rt::sim::SimClock,
+    rt::{Rt, sim::SimClock},
+    shard::{Failure, Options, ShardRt, Supervisor, launch},
 };
 use strata::{
     cache::{CacheError, CacheKey, CacheMeta, HitHandler, MissHandler, Precondition, Storage, Stored},
     tokio_rt::TokioRt,
 };
+use tempfile::TempDir;
 
 /// Moves the time a store under test lives by.
 pub(crate) trait SetTime {
@@ -34,19 +38,26 @@ impl SetTime for SimClock {
     }
 }
 
-/// The machine's clock, moved ahead: for stores that live on real threads. The wall stands still between moves, so
-/// that nothing expires while it is looked at.
+/// A clock that is moved ahead. The wall stands still between moves, so that nothing expires while it is looked at;
+/// intervals pass as they do below.
 #[derive(Clone)]
-pub(crate) struct TestClock {
-    machine: MachineClock,
+pub(crate) struct TestClock<C = MachineClock> {
+    below: C,
     ahead_ms: Arc<AtomicU64>,
     wall_ms: Arc<AtomicU64>,
 }
 
 impl TestClock {
+    /// Over the machine's.
     pub(crate) fn start() -> Self {
-        let machine = MachineClock::start();
-        Self { machine, ahead_ms: Arc::default(), wall_ms: Arc::new(AtomicU64::new(machine.wall_ms())) }
+        Self::over(MachineClock::start())
+    }
+}
+
+impl<C: Clock> TestClock<C> {
+    pub(crate) fn over(below: C) -> Self {
+        let wall_ms = Arc::new(AtomicU64::new(below.wall_ms()));
+        Self { below, ahead_ms: Arc::default(), wall_ms }
     }
 
     /// Moves the wall clock alone: who is pausing meanwhile does not think that it took long.
@@ -55,9 +66,9 @@ impl TestClock {
     }
 }
 
-impl Clock for TestClock {
+impl<C: Clock> Clock for TestClock<C> {
     fn elapsed(&self) -> Duration {
-        self.machine.elapsed() + Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
+        self.below.elapsed() + Duration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
     }
 
     fn wall_ms(&self) -> u64 {
@@ -65,7 +76,7 @@ impl Clock for TestClock {
     }
 }
 
-impl SetTime for TestClock {
+impl<C: Clock> SetTime for TestClock<C> {
     fn now_ms(&self) -> u64 {
         self.wall_ms()
     }
@@ -76,10 +87,70 @@ impl SetTime for TestClock {
     }
 }
 
+/// A scheduler whose users live by a [`TestClock`].
+#[derive(Clone)]
+pub(crate) struct Timed<R: Rt> {
+    rt: R,
+    clock: TestClock<R::Clock>,
+}
+
+impl<R: Rt> Timed<R> {
+    pub(crate) fn over(rt: R) -> Self {
+        let clock = TestClock::over(rt.clock().clone());
+        Self { rt, clock }
+    }
+}
+
+impl<R: Rt> Rt for Timed<R> {
+    type Clock = TestClock<R::Clock>;
+
+    fn clock(&self) -> &Self::Clock {
+        &self.clock
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.rt.spawn(task);
+    }
+
+    fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + 'static {
+        self.rt.sleep(duration)
+    }
+
+    fn yield_now(&self) -> impl Future<Output = ()> + 'static {
+        self.rt.yield_now()
+    }
+
+    fn random(&self) -> u64 {
+        self.rt.random()
+    }
+}
+
 /// Runs `test` on an executor thread as the node makes them.
 pub(crate) fn on_tokio<T>(test: impl AsyncFnOnce(TokioRt<TestClock>, TestClock) -> T) -> T {
     let clock = TestClock::start();
     TokioRt::run(clock.clone(), async |rt| test(rt, clock).await).expect("a runtime")
+}
+
+/// Runs `test` on a shard as the node makes them.
+pub(crate) fn on_shard(test: impl AsyncFnOnce(ShardRt) + Send + 'static) {
+    struct Silent;
+    impl Supervisor for Silent {
+        fn shard_failed(&self, _: Failure) {}
+    }
+    let main = move |rt: ShardRt, _| async move { test(rt).await };
+    let options = Options { probe_dirs: vec![target()], stall_max: Duration::from_secs(60), ..Options::default() };
+    let shards = launch(&options, vec![main], Arc::new(Silent)).expect("this machine runs shards");
+    assert_eq!(shards.join().iter().map(ToString::to_string).collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+/// Where this test lies: on a disk, which the folder for temporary files may not be.
+fn target() -> PathBuf {
+    env::current_exe().expect("a test binary").parent().expect("in a folder").to_owned()
+}
+
+/// A folder on a disk that takes direct I/O.
+pub(crate) fn disk() -> TempDir {
+    tempfile::tempdir_in(target()).expect("a folder")
 }
 
 pub(crate) fn key(name: &str) -> CacheKey {
