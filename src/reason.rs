@@ -46,6 +46,8 @@ reasons! {
     IndexCollision = "index-collision",
     /// The record was reclaimed while it was read.
     Reclaimed = "reclaimed",
+    /// In RAM, but readers pin as many of its bytes as they may; a lower tier is asked.
+    PinnedMax = "pinned-max",
     /// A copy that could not be compared with the index yet.
     Suspect = "suspect",
 

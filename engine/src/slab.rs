@@ -5,7 +5,7 @@
 //! the same slab.
 //!
 //! In reading order: [`layout`] (THE table of an entry), [`arena`] (memory, the only `unsafe`), [`pin`] (the only
-//! atomics), [`extent`] (free space), [`index`], [`evict`] and [`ghost`] (S3-FIFO), [`room`] (eviction and moving),
+//! atomics), [`copies`] (bodies that could not be pinned), [`extent`] (free space), [`index`], [`evict`] and [`ghost`] (S3-FIFO), [`room`] (eviction and moving),
 //! [`stage`] (bodies on their way in), [`sweep`] (expiry, scans and counts).
 //!
 //! - INV-SLAB-1: a hit gives exactly the bytes of the last published version of its key. A version below the
@@ -20,6 +20,7 @@
 //! checksums. Absent on purpose: any reading of the blob, any clock, any thread.
 
 mod arena;
+mod copies;
 mod evict;
 mod extent;
 mod ghost;
@@ -41,6 +42,7 @@ pub use self::stage::{Stage, StageError};
 pub use self::sweep::{Cursor, Stats, Visited};
 use self::{
     arena::{Arena, At, UNIT_BYTES},
+    copies::Copies,
     evict::{S3Fifo, raised},
     extent::{Align, Extents},
     index::Index,
@@ -63,8 +65,12 @@ pub const ARENA_BYTES_MAX: u64 = (u32::MAX as u64 / 4096) * 4096 * UNIT_BYTES as
 const BODY_SHARE: u64 = 8;
 /// All stages together take at most this part of the arena.
 const STAGED_SHARE: u64 = 4;
-/// Pinned bodies take at most this part of the arena; further pins are copies.
+/// Pinned bodies take at most this part of the arena; further pins are copies ...
 const PINNED_SHARE: u64 = 10;
+/// ... which together take at most as much memory as this part of the arena; beyond, the bytes are not given.
+const COPIED_SHARE: u64 = 32;
+/// A body up to this many bytes is copied whatever copies there are: its reader answers for so much.
+const COPY_FREE_BYTES: u32 = 16 << 10;
 /// Mean footprint of an entry that the index is made for, in bytes. Smaller means reach the objects' bound first.
 const OBJECT_BYTES_MEAN: u64 = 256;
 /// Pins alive at a time: one for so many bytes of the arena ...
@@ -85,6 +91,8 @@ pub struct Config {
     pub staged_bytes_max: u64,
     /// All pinned bodies together; a pin above it is a copy.
     pub pinned_bytes_max: u64,
+    /// All copies made in the place of pins together, of bodies above 16 KiB; see [`Hit::pin`].
+    pub copied_bytes_max: u64,
     /// Mean footprint of an entry (key, blob, body and head) that the index is made for: it takes at least
     /// `arena_bytes / object_bytes_mean` objects.
     pub object_bytes_mean: u64,
@@ -102,12 +110,13 @@ impl Config {
             body_bytes_max: arena_bytes / BODY_SHARE,
             staged_bytes_max: arena_bytes / STAGED_SHARE,
             pinned_bytes_max: arena_bytes / PINNED_SHARE,
+            copied_bytes_max: arena_bytes / COPIED_SHARE,
             object_bytes_mean: OBJECT_BYTES_MEAN,
             pins_max: u32::try_from((arena_bytes / PIN_BYTES).min(PINS_MAX)).expect("a small bound"),
         }
     }
 
-    /// The defaults for the largest arena that, with all its tables, fits into `memory_bytes`; or for the smallest
+    /// The defaults for the largest arena that, with all its tables and copies, fits into `memory_bytes`; or for the smallest
     /// arena, if none does.
     #[must_use]
     pub fn within(memory_bytes: u64) -> Self {
@@ -116,7 +125,7 @@ impl Config {
         while low < high {
             let middle = (low + high).div_ceil(2);
             let config = Self::new(middle * 4096);
-            if config.arena_bytes + config.metadata_bytes_max() <= memory_bytes {
+            if config.arena_bytes + config.copied_bytes_max + config.metadata_bytes_max() <= memory_bytes {
                 low = middle
             } else {
                 high = middle - 1
@@ -274,6 +283,7 @@ pub struct Slab {
     dropped: Dropped,
     staged_units: u32,
     limbo_units: u32,
+    copies: Copies,
     /// Kept for its capacity.
     over: Vec<At>,
     sweep_at: usize,
@@ -300,6 +310,7 @@ impl Slab {
             dropped: Dropped::default(),
             staged_units: 0,
             limbo_units: 0,
+            copies: Copies::new(config.copied_bytes_max),
             over: Vec::new(),
             sweep_at: 0,
             counts: Counts::default(),
@@ -567,24 +578,29 @@ impl Hit<'_> {
     }
 
     /// The body as `Bytes` that may outlive entry and slab, and be dropped on any thread. Its bytes are not copied,
-    /// unless it is below 4 KiB, or pins are at their bound (counted in [`Stats::pins_copied`]).
+    /// unless it is below 4 KiB, or pins are at their bound (counted in [`Stats::pins_copied`]). `None`: copies are at
+    /// theirs, too (counted in [`Stats::pins_refused`]); never for a body of at most 16 KiB.
     #[must_use]
-    pub fn pin(self) -> Bytes {
-        let Body::Own { at, bytes } = self.head.body else { return Bytes::copy_from_slice(self.body()) };
+    pub fn pin(self) -> Option<Bytes> {
+        let Body::Own { at, bytes } = self.head.body else { return Some(Bytes::copy_from_slice(self.body())) };
         for look_again in [true, false] {
             if self.slab.may_pin(at, bytes)
                 && let Some(pin) = self.slab.extents.arena_mut().pin(at, bytes as usize)
             {
                 self.slab.counts.pins += 1;
-                return pin;
+                return Some(pin);
             }
             if look_again {
                 // Dropped pins count until they are seen.
                 self.slab.settle();
             }
         }
-        self.slab.counts.pins_copied += 1;
-        Bytes::copy_from_slice(self.slab.extents.arena().bytes(at, 0, bytes as usize))
+        let body = self.slab.extents.arena().bytes(at, 0, bytes as usize);
+        let copy =
+            if bytes <= COPY_FREE_BYTES { Some(Bytes::copy_from_slice(body)) } else { self.slab.copies.copy(body) };
+        let counts = &mut self.slab.counts;
+        *(if copy.is_some() { &mut counts.pins_copied } else { &mut counts.pins_refused }) += 1;
+        copy
     }
 }
 

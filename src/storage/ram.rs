@@ -129,6 +129,20 @@ impl<C: Clock, E: EvictSink> RamTier<C, E> {
         self.0.slab.borrow_mut().stats()
     }
 
+    /// An object, and its bytes if they can be given.
+    fn look(&self, key: &CacheKey) -> Result<(CacheMeta, RamHit), Reason> {
+        let now_ms = self.0.clock.wall_ms();
+        match self.0.slab.borrow_mut().get(key.hash(), key.path(), now_ms) {
+            Lookup::Hit(hit) => {
+                let (meta, length) = (decode(&hit), hit.body_bytes());
+                let (rest, withheld) = hit.pin().map_or((Bytes::new(), length), |rest| (rest, 0));
+                Ok((meta, RamHit { rest, withheld, fresh: true }))
+            }
+            Lookup::Expired => Err(Reason::Expired),
+            Lookup::Miss => Err(Reason::NotFound),
+        }
+    }
+
     fn live_version(&self, key: &CacheKey) -> Option<Version> {
         let now_ms = self.0.clock.wall_ms();
         let peek = self.0.slab.borrow().peek(key.hash(), key.path())?;
@@ -212,19 +226,17 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
     type Miss = RamMiss<C, E>;
 
     async fn lookup(&self, key: &CacheKey) -> Result<Option<(CacheMeta, RamHit)>, CacheError> {
-        Ok(self.find(key).await?.hit())
+        // Its metadata are true whether its bytes can be given or not.
+        Ok(self.look(key).ok())
     }
 
+    /// An object whose bytes cannot be given, because readers hold as many as they may, is a miss
+    /// ([`Reason::PinnedMax`]): a lower tier reads it in pieces.
     async fn find(&self, key: &CacheKey) -> Result<Found<RamHit>, CacheError> {
-        let now_ms = self.0.clock.wall_ms();
-        let mut slab = self.0.slab.borrow_mut();
-        Ok(match slab.get(key.hash(), key.path(), now_ms) {
-            Lookup::Hit(hit) => {
-                let meta = decode(&hit);
-                Found::Hit(meta, RamHit { rest: hit.pin(), fresh: true })
-            }
-            Lookup::Expired => Found::Miss(Reason::Expired),
-            Lookup::Miss => Found::Miss(Reason::NotFound),
+        Ok(match self.look(key) {
+            Ok((_, RamHit { withheld: 1.., .. })) => Found::Miss(Reason::PinnedMax),
+            Ok((meta, hit)) => Found::Hit(meta, hit),
+            Err(reason) => Found::Miss(reason),
         })
     }
 
@@ -303,16 +315,28 @@ fn refused(error: StageError) -> CacheError {
 #[derive(Debug)]
 pub struct RamHit {
     rest: Bytes,
+    /// Bytes that are there and cannot be given: 0, or all.
+    withheld: u64,
     /// Nothing was read or sought yet.
     fresh: bool,
 }
 
+impl RamHit {
+    fn given(&self) -> Result<(), CacheError> {
+        match self.withheld {
+            0 => Ok(()),
+            _ => Err(CacheError::Unavailable { reason: Reason::PinnedMax, cause: None }),
+        }
+    }
+}
+
 impl HitHandler for RamHit {
     fn remaining(&self) -> u64 {
-        self.rest.len() as u64
+        self.rest.len() as u64 + self.withheld
     }
 
     fn seek(&mut self, range: Range<u64>) -> Result<(), CacheError> {
+        self.given()?;
         let within = |at: u64| usize::try_from(at).ok().filter(|at| *at <= self.rest.len());
         let (Some(start), Some(end), true) = (within(range.start), within(range.end), self.fresh) else {
             return Err(CacheError::Refused(Reason::Internal));
@@ -326,12 +350,13 @@ impl HitHandler for RamHit {
     }
 
     async fn read_body(&mut self) -> Result<Option<Bytes>, CacheError> {
+        self.given()?;
         self.fresh = false;
         Ok(if self.rest.is_empty() { None } else { Some(std::mem::take(&mut self.rest)) })
     }
 
     fn try_copy(&mut self, out: &mut BytesMut) -> Option<usize> {
-        if self.rest.len() > COPY_BYTES_MAX {
+        if self.remaining() > COPY_BYTES_MAX as u64 {
             return None;
         }
         self.fresh = false;
@@ -444,6 +469,28 @@ mod tests {
         let mut miss = tier.get_miss_handler(&key(name), meta, Precondition::None).await.expect("admitted");
         miss.write_body(Bytes::copy_from_slice(body), true).await.expect("room");
         miss.finish().await.expect("stored")
+    }
+
+    #[test]
+    fn bytes_that_cannot_be_given_are_a_miss_of_a_known_version() {
+        let sim = Sim::new(1);
+        let config = Config { pinned_bytes_max: 0, copied_bytes_max: 0, ..Config::new(1 << 20) };
+        let tier = RamTier::new(config, sim.clock().clone(), VersionClock::new(1), ()).expect("memory");
+        sim.block_on(async {
+            for (name, length) in [("small", COPY_BYTES_MAX), ("large", COPY_BYTES_MAX + 1)] {
+                let mut miss =
+                    tier.get_miss_handler(&key(name), CacheMeta::default(), Precondition::None).await.expect("room");
+                miss.write_body(vec![7; length].into(), true).await.expect("room");
+                let stored = miss.finish().await.expect("stored");
+                let (meta, mut hit) = tier.lookup(&key(name)).await.expect("RAM").expect("it is there");
+                assert_eq!((meta.version, hit.remaining()), (stored.version, length as u64));
+                let given = hit.read_body().await;
+                assert_eq!(given.is_ok(), name == "small", "{given:?}");
+            }
+            assert!(matches!(tier.find(&key("small")).await, Ok(Found::Hit(..))));
+            assert!(matches!(tier.find(&key("large")).await, Ok(Found::Miss(Reason::PinnedMax))));
+        });
+        assert_eq!((tier.stats().pins_copied, tier.stats().pins_refused), (2, 2));
     }
 
     #[test]

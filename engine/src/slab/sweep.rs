@@ -31,6 +31,7 @@ pub(super) struct Counts {
     pub(super) removed: u64,
     pub(super) pins: u64,
     pub(super) pins_copied: u64,
+    pub(super) pins_refused: u64,
     pub(super) moved_bytes: u64,
 }
 
@@ -73,6 +74,8 @@ pub struct Stats {
     pub pins: u64,
     /// Bodies copied because pins were at their bound.
     pub pins_copied: u64,
+    /// Hits whose bytes were not given because copies were at their bound as well.
+    pub pins_refused: u64,
     /// Bytes copied within the arena to make room in one piece.
     pub moved_bytes: u64,
 }
@@ -142,6 +145,7 @@ impl Slab {
             ghost_hits: self.queues.ghost_hits(),
             pins: self.counts.pins,
             pins_copied: self.counts.pins_copied,
+            pins_refused: self.counts.pins_refused,
             moved_bytes: self.counts.moved_bytes,
         }
     }

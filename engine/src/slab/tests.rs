@@ -11,7 +11,9 @@ use super::{room::Owner, *};
 const ARENA: u64 = 1 << 20;
 
 fn slab(arena_bytes: u64) -> Slab {
-    Slab::new(Config::new(arena_bytes)).expect("memory for a small arena")
+    // Room for a copy of any body: what happens without is a test of its own.
+    let config = Config { copied_bytes_max: arena_bytes, ..Config::new(arena_bytes) };
+    Slab::new(config).expect("memory for a small arena")
 }
 
 fn hash_of(key: &[u8]) -> u64 {
@@ -36,7 +38,7 @@ fn body_of(slab: &mut Slab, key: &[u8]) -> Option<Vec<u8>> {
 
 fn pin_of(slab: &mut Slab, key: &[u8]) -> Option<Bytes> {
     match slab.get(hash_of(key), key, 0) {
-        Lookup::Hit(hit) => Some(hit.pin()),
+        Lookup::Hit(hit) => hit.pin(),
         Lookup::Expired | Lookup::Miss => None,
     }
 }
@@ -114,7 +116,7 @@ fn a_hit_gives_what_was_stored() {
         let Lookup::Hit(hit) = slab.get(new.hash, new.key, 76) else { panic!("{len} bytes are stored") };
         assert_eq!((hit.version(), hit.expires_ms(), hit.flags(), hit.hits()), (5, 77, 9, 0));
         assert_eq!((hit.meta(), hit.body(), hit.body_bytes()), (new.meta, &body[..], len as u64));
-        assert_eq!(hit.pin(), body);
+        assert_eq!(hit.pin().as_deref(), Some(&body[..]));
         check(&mut slab);
     }
     assert!(matches!(slab.get(hash_of(b"other"), b"other", 0), Lookup::Miss));
@@ -368,6 +370,24 @@ fn pins_above_their_bound_are_counted_copies() {
     drop(pins);
     assert!(pin_of(&mut slab, b"c").is_some());
     assert_eq!((slab.stats().pins, slab.stats().pinned_bytes), (4, 0));
+}
+
+#[test]
+fn copies_have_a_bound_and_are_charged_until_dropped() {
+    let config = Config { pinned_bytes_max: 0, copied_bytes_max: 50_000, ..Config::new(ARENA) };
+    let mut slab = Slab::new(config).expect("memory");
+    for (key, len) in [(b"a", 30_000), (b"b", 30_000), (b"s", 16 << 10)] {
+        assert_eq!(put(&mut slab, key, 1, &pattern(1, len)), Outcome::Stored);
+    }
+    let copy = pin_of(&mut slab, b"a").expect("below the bound");
+    assert_eq!(pin_of(&mut slab, b"b"), None, "two are above it");
+    assert!(pin_of(&mut slab, b"s").is_some(), "16 KiB are always given");
+    assert_eq!((slab.stats().pins, slab.stats().pins_copied, slab.stats().pins_refused), (0, 2, 1));
+    let part = copy.slice(5..6);
+    drop(copy);
+    assert_eq!(pin_of(&mut slab, b"b"), None, "a part of it is still there");
+    std::thread::spawn(move || drop(part)).join().expect("dropped");
+    assert!(pin_of(&mut slab, b"b").is_some());
 }
 
 #[test]

@@ -142,7 +142,8 @@ impl Model {
                 if self.look(&key)
                     && let Lookup::Hit(hit) = self.slab.get(hash_of(&key), &key, self.now_ms)
                 {
-                    self.pins.push((hit.pin(), self.held[&key].body.clone()));
+                    let body = self.held[&key].body.clone();
+                    self.pins.extend(hit.pin().map(|pin| (pin, body)));
                 }
             }
             Op::Unpin { pin } => {
