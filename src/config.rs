@@ -32,7 +32,7 @@ use self::{
     table::{Sourced, Values},
     value::{Auto, Bytes, Count, Kind, Paths},
 };
-use crate::{human, policy::Policy, storage::traits::INLINE_BYTES_MAX};
+use crate::{policy::Policy, server::inflight, storage::traits::INLINE_BYTES_MAX};
 
 /// Most shards of a node.
 pub const SHARDS_MAX: u64 = engine::shard::SHARDS_MAX as u64;
@@ -91,7 +91,7 @@ pub struct Limits {
     pub body_bytes_max: u64,
     /// Connections of one shard.
     pub connections_max_per_shard: u64,
-    /// Bytes of one body between sender and receiver.
+    /// Unread bytes of one body between two threads.
     pub body_window_bytes: u64,
     /// How far a tier may fall behind a write before it is dropped from it, in bytes.
     pub fanout_lag_max: u64,
@@ -235,9 +235,10 @@ fn resolve(values: &mut Values, machine: &Machine) {
     let connections = by_memory.min(files / shards).clamp(64, 16384);
     let note = if files / shards < by_memory { "by RLIMIT_NOFILE" } else { "memory_max / 16" };
     values.connections_max.resolve(Count(connections), note);
-    let most = (512 * MIB).max(16 * MIB * shards);
-    let inflight = (memory_max / 8 / MIB * MIB).clamp(8 * MIB, most);
-    values.inflight_bytes.resolve(Bytes(inflight), format!("memory_max / 8, at most {}", human::bytes(most)));
+    let least = (4 * MIB).saturating_mul(shards);
+    values
+        .inflight_bytes
+        .resolve(Bytes((memory_max / 8 / MIB * MIB).max(least)), "memory_max / 8, at least 4MiB a shard");
 
     if values.l2_bytes.value.0.is_none() {
         let (l2_bytes, note) = l2_bytes_default(values, machine, memory_max, shards);
@@ -431,14 +432,20 @@ impl Checks {
 
     fn memory(&mut self, values: &Values, plan: &MemoryPlan, machine: &Machine) {
         let window = values.body_window_bytes.value.0;
-        let inflight = plan.inflight_bytes_per_shard;
         self.require(
-            (4 << 10..=inflight / 2).contains(&window),
+            (4 << 10..=64 << 20).contains(&window),
             "limits.body_window_bytes",
             &values.body_window_bytes.origin,
+            "4KiB to 64MiB",
+        );
+        let least = memory::inflight_bytes_for(inflight::budget_min(window.min(64 << 20)));
+        self.require(
+            plan.inflight_bytes_per_shard >= least,
+            "limits.inflight_bytes",
+            &values.inflight_bytes.origin,
             format!(
-                "4KiB to half of a shard's part of limits.inflight_bytes, which is {}",
-                Bytes(inflight / 2).write()
+                "at least {}, so that each shard can stream a body with windows of limits.body_window_bytes",
+                Bytes(least.saturating_mul(plan.shards)).write()
             ),
         );
         let lag = values.fanout_lag_max.value.0;

@@ -143,7 +143,12 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     if let Some(note) = note {
         tracing::warn!("{note}");
     }
+    if let Some(warning) = shard::gates_above_ram(&config, &policy.policy) {
+        tracing::warn!("{warning}");
+    }
     let logs = prepare_logs(&config, &mut dir)?;
+    let window = usize::try_from(config.limits.body_window_bytes).unwrap_or(usize::MAX);
+    let bridges = bridges.into_iter().map(|bridge| bridge.with_window(window)).collect();
     let node = Parts { config: &config, clock, dir: &dir, policy: &policy, durable: &durable };
     let (running, opened) = node.start_shards(logs, listeners, bridges)?;
     let control = Arc::new(node.control(&running, policy_file, policy.clone()));

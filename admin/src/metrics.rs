@@ -142,6 +142,10 @@ impl Scrape {
         page.counter("requests", "Requests taken", None, requests)?;
         let connections = shards().map(|(labels, view)| (labels, view.connections));
         page.gauge("connections", "Client connections open", None, connections)?;
+        let inflight = shards().map(|(labels, view)| (labels, view.inflight_bytes));
+        page.gauge("inflight", "Bytes that bodies under way are charged", Some(Unit::Bytes), inflight)?;
+        let waits = shards().map(|(labels, view)| (labels, view.inflight_waits));
+        page.counter("inflight_waits", "Requests that waited for bodies under way", None, waits)?;
         let age = shards().map(|(labels, view)| (labels, seconds(view.heartbeat.age_ms, 1e3)));
         page.gauge("heartbeat_age", "Since the loop of a shard turned", Some(Unit::Seconds), age)?;
         let gap = shards().map(|(labels, view)| (labels, seconds(view.heartbeat.gap_ms_max, 1e3)));

@@ -147,6 +147,10 @@ pub struct ShardView {
     pub requests: u64,
     /// Requests under way now.
     pub requests_in_flight: u64,
+    /// Bytes that the bodies under way are charged: upper bounds of what they hold.
+    pub inflight_bytes: u64,
+    /// Requests that waited their turn because too many bytes of bodies were under way.
+    pub inflight_waits: u64,
     /// Whether its loop turns.
     pub heartbeat: HeartbeatView,
 }
@@ -318,6 +322,10 @@ pub struct TotalsView {
     pub requests: u64,
     /// Requests under way now.
     pub requests_in_flight: u64,
+    /// Bytes that the bodies under way are charged.
+    pub inflight_bytes: u64,
+    /// Requests that waited their turn because too many bytes of bodies were under way.
+    pub inflight_waits: u64,
     /// Reads answered from some tier.
     pub hits: u64,
     /// Reads answered with "not here".
@@ -344,6 +352,8 @@ impl TotalsView {
             totals.connections += shard.connections;
             totals.requests += shard.requests;
             totals.requests_in_flight += shard.requests_in_flight;
+            totals.inflight_bytes += shard.inflight_bytes;
+            totals.inflight_waits += shard.inflight_waits;
             totals.tiers.add(&shard.tiers);
         }
         for namespace in namespaces.values() {

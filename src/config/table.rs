@@ -172,11 +172,12 @@ settings! {
         "What is logged: this and everything graver.";
     connections_max, "limits.connections_max", Auto<Count>, "auto", Some("64"),
         "Connections of one shard. `auto`: what a sixteenth of `memory_max` and RLIMIT_NOFILE have room for, 64 to 16384.";
-    body_window_bytes, "limits.body_window_bytes", Bytes, "1MiB", Some("64KiB"),
-        "Bytes of one body in flight between its sender and its receiver.";
-    inflight_bytes, "limits.inflight_bytes", Auto<Bytes>, "auto", Some("8MiB"),
-        "Bytes of all bodies in flight, whole node. `auto`: an eighth of `memory_max`, at most 512MiB, or 16MiB a shard if \
-         that is more.";
+    body_window_bytes, "limits.body_window_bytes", Bytes, "128KiB", Some("64KiB"),
+        "Unread bytes of one body between two threads: two shards, or a shard and L3.";
+    inflight_bytes, "limits.inflight_bytes", Auto<Bytes>, "auto", Some("16MiB"),
+        "Bytes of all bodies in flight, whole node; half of them wait for tiers that lag behind. A streamed body takes 768KiB \
+         and two windows of `limits.body_window_bytes`. Beyond, requests wait their turn, small \
+         bodies first, for 5s at most, and get 503. `auto`: an eighth of `memory_max`, at least 4MiB a shard.";
     stop_grace, "limits.stop_grace", Span, "30s", Some("5s"),
         "How long a stop waits for requests in flight.";
     object_bytes_mean, "l2.object_bytes_mean", Bytes, "4KiB", Some("1KiB"),

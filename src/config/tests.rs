@@ -92,7 +92,7 @@ fn the_tiny_profile_is_consistent() {
 #[test]
 fn connections_fit_memory_and_files() {
     for (nofile, connections) in
-        [(None, 4096), (Some(1 << 20), 4096), (Some(10_000), 2404), (Some(1024), 160), (Some(9), 64)]
+        [(None, 2048), (Some(1 << 20), 2048), (Some(5_000), 1154), (Some(1024), 160), (Some(9), 64)]
     {
         let config = Config::load(&Sources::default(), &Machine { nofile, ..MACHINE }).expect("valid");
         assert_eq!(config.limits.connections_max_per_shard, connections, "{nofile:?}");
@@ -143,8 +143,8 @@ fn relations_name_their_settings() {
         (&[("l3.tombstone_ttl", "0")], "l3.tombstone_ttl: more than 0s"),
         (&[("l3.index_cache_bytes", "0")], "l3.index_cache_bytes: at least 1MiB"),
         (&[("limits.connections_max", "0")], "limits.connections_max: 1 to"),
-        (&[("limits.body_window_bytes", "1KiB")], "limits.body_window_bytes: 4KiB to half"),
-        (&[("limits.inflight_bytes", "4MiB")], "limits.body_window_bytes: 4KiB to half of a shard's part"),
+        (&[("limits.body_window_bytes", "1KiB")], "limits.body_window_bytes: 4KiB to 64MiB"),
+        (&[("limits.inflight_bytes", "4MiB")], "limits.inflight_bytes: at least"),
         (&[("fanout_lag_max", "0")], "fanout_lag_max: more than 0"),
         (&[("disk_reserve", "100%")], "disk_reserve: \"100%\" is not 0% to 99%"),
     ] {
@@ -168,7 +168,7 @@ fn memory_that_does_not_suffice_is_explained() {
     let advice = message.split('"').nth(1).expect("a size");
     load(&[("memory_max", "128MiB"), ("l2_bytes", "1GiB"), ("shards", "1")]);
     let settings = [("l2_bytes", "100GiB"), ("memory_max", advice), ("limits.inflight_bytes", "16MiB")];
-    load(&[&settings[..], &[("limits.connections_max", "128"), ("l3.index_cache_bytes", "4MiB")]].concat());
+    load(&[&settings[..], &[("limits.connections_max", "64"), ("l3.index_cache_bytes", "4MiB")]].concat());
     assert!(load(&[("memory_max", "9GiB")]).warnings[0].contains("above"), "more than the machine has");
 }
 

@@ -29,6 +29,8 @@ pub(super) struct ShardReport {
     pub(super) connections: u64,
     /// Requests under way now.
     pub(super) requests_in_flight: u64,
+    /// Bytes that bodies under way are charged.
+    pub(super) inflight_bytes: u64,
     /// L0's own figures.
     pub(super) slab: slab::Stats,
     /// L2's own figures, if there is an L2.

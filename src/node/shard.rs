@@ -23,10 +23,11 @@ use futures_lite::future::or;
 
 use super::command::{Command, ShardReport};
 use crate::{
-    cache::Version,
+    cache::{Tier, Version},
     config::Config,
+    human,
     namespace::{Namespaces, Registry},
-    policy::{L2Fill, VersionedPolicy},
+    policy::{L2Fill, Policy, VersionedPolicy},
     server::{
         connection::{Connections, Limits},
         dispatch::Dispatch,
@@ -43,8 +44,11 @@ use crate::{
     version::VersionClock,
 };
 
-/// How often some of L0's index is looked at for expired objects.
+/// How often some of L0's index is looked at for expired objects, as long as there are any ...
 const SWEEP_INTERVAL: Duration = Duration::from_millis(10);
+
+/// ... and when there are none: the pause is doubled up to this.
+const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(160);
 
 type Clk = <ShardRt as Rt>::Clock;
 type L0 = RamTier<Clk, Demote>;
@@ -243,17 +247,29 @@ impl Opening {
     }
 }
 
-/// The shard's part of what may be in flight, shared out: half to tiers that lag behind a writer or reader, an eighth
-/// to what leaves L0 for flash; the rest is for bodies on their way between threads and sockets.
+/// The shard's part of what may be in flight, but for the bodies its door streams.
 fn bounds(config: &Config) -> Settings {
     let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    let inflight = config.memory.inflight_bytes_per_shard;
+    let lanes = config.memory.lanes_per_shard();
     Settings {
-        fanout_lag_max: bytes(config.limits.fanout_lag_max.min(inflight / 2)),
-        lane_bytes_max: bytes(inflight / 2),
-        demote_bytes_max: bytes(inflight / 8),
+        fanout_lag_max: bytes(config.limits.fanout_lag_max.min(lanes)),
+        lane_bytes_max: bytes(lanes),
+        demote_bytes_max: bytes(config.memory.demotions_per_shard()),
         ..Settings::default()
     }
+}
+
+/// Where the policy admits larger bodies to L0 than its slab takes: those go to the tiers below.
+pub(super) fn gates_above_ram(config: &Config, policy: &Policy) -> Option<String> {
+    let body_max = slab::Config::within(config.memory.l0_bytes_per_shard).body_bytes_max;
+    // No gate at all means: what fits.
+    let gate = policy.undeclared().gates[Tier::L0 as usize].filter(|gate| *gate > body_max)?;
+    Some(format!(
+        "policy.l0_max is {}, but L0 takes bodies of at most {}, an eighth of a shard's arena; larger ones are \
+             kept below L0: raise memory_max, lower shards, or lower policy.l0_max",
+        human::bytes(gate),
+        human::bytes(body_max)
+    ))
 }
 
 struct Doors {
@@ -273,15 +289,22 @@ impl Shard {
         for inbox in [mesh.inbox, asks] {
             rt.spawn(bridge::serve_until(rt.clone(), self.tiers.clone(), inbox, drained.complete().raised()));
         }
-        let remotes = mesh.links.into_senders().into_iter().map(|link| link.map(Bridge::new)).collect();
+        let window = usize::try_from(self.config.limits.body_window_bytes).unwrap_or(usize::MAX);
+        let remote = |link| Bridge::new(link).with_window(window);
+        let remotes = mesh.links.into_senders().into_iter().map(|link| link.map(remote)).collect();
         let dispatch = Dispatch::new(id.index(), self.tiers.clone(), remotes);
-        let settings = ObjectSettings { hash_seed, body_bytes_max: self.config.limits.body_bytes_max };
+        let settings = ObjectSettings {
+            hash_seed,
+            body_bytes_max: self.config.limits.body_bytes_max,
+            inflight_bytes: self.config.memory.bodies_per_shard(),
+            body_window_bytes: self.config.limits.body_window_bytes,
+        };
         let objects = Rc::new(Objects::new(dispatch, self.namespaces.clone(), *rt.clock(), settings));
         let limits = Limits {
             connections_max: usize::try_from(self.config.limits.connections_max_per_shard).unwrap_or(usize::MAX),
             ..Limits::default()
         };
-        let connections = Connections::new(rt.clone(), limits, objects.stats().clone());
+        let connections = Connections::new(rt.clone(), limits, objects.stats().clone(), objects.inflight().clone());
         let shard = Rc::new(self);
         rt.spawn(shard.clone().obey(commands, objects.clone(), connections.clone()));
         rt.spawn(shard.clone().sweep());
@@ -343,6 +366,7 @@ impl Shard {
                         door: objects.stats().snapshot(),
                         connections: connections.open() as u64,
                         requests_in_flight: connections.busy() as u64,
+                        inflight_bytes: objects.inflight().used(),
                         slab: self.l0.stats(),
                         log: self.l2.as_ref().map(FlashTier::stats),
                         log_poisoned: self.l2.as_ref().and_then(FlashTier::poisoned).map(|why| why.to_string()),
@@ -357,9 +381,10 @@ impl Shard {
     /// Gives the room of expired objects back, a bounded step at a time.
     async fn sweep(self: Rc<Self>) {
         let stop = self.rt.stop_signal().clone();
+        let mut pause = SWEEP_INTERVAL;
         while !stop.is_raised() {
-            self.l0.sweep();
-            or(self.rt.sleep(SWEEP_INTERVAL), stop.raised()).await;
+            pause = if self.l0.sweep() > 0 { SWEEP_INTERVAL } else { (pause * 2).min(SWEEP_INTERVAL_MAX) };
+            or(self.rt.sleep(pause), stop.raised()).await;
         }
     }
 }

@@ -82,6 +82,8 @@ pub(super) fn stats(
             connections: report.connections,
             requests: report.door.requests(),
             requests_in_flight: report.requests_in_flight,
+            inflight_bytes: report.inflight_bytes,
+            inflight_waits: report.door.inflight_waits,
             heartbeat: hearts.get(id).map_or_else(HeartbeatView::default, |heart| HeartbeatView {
                 beats: heart.beats(),
                 age_ms: millis(heart.age()),

@@ -16,7 +16,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 
-use super::stats::DoorStats;
+use super::{inflight::Ticket, stats::DoorStats};
 use crate::cache::{COPY_BYTES_MAX, CacheError, HitHandler};
 
 /// Who is told of what was sent.
@@ -35,6 +35,7 @@ impl Sent {
 pub struct Body {
     kind: Kind,
     sent: Sent,
+    ticket: Option<Ticket>,
 }
 
 enum Kind {
@@ -55,7 +56,31 @@ struct Streaming {
 impl Body {
     /// Bytes at hand; empty for an answer without a body.
     pub(super) fn whole(bytes: Bytes, sent: Sent) -> Self {
-        Self { kind: Kind::Whole(bytes), sent }
+        Self { kind: Kind::Whole(bytes), sent, ticket: None }
+    }
+
+    /// Whether nothing more is read for it.
+    pub(super) fn is_at_hand(&self) -> bool {
+        matches!(self.kind, Kind::Whole(_))
+    }
+
+    /// Bytes still to be given to the connection.
+    pub(super) fn length(&self) -> u64 {
+        match &self.kind {
+            Kind::Whole(bytes) => bytes.len() as u64,
+            Kind::Streaming(streaming) => streaming.left,
+            Kind::Cut => 0,
+        }
+    }
+
+    /// Keeps what the request is charged until the body is gone.
+    pub(super) fn holds(&mut self, ticket: Ticket) {
+        self.ticket = Some(ticket);
+    }
+
+    /// The charge, for who still holds the body's bytes when it has ended.
+    pub(super) fn take_ticket(&mut self) -> Option<Ticket> {
+        self.ticket.take()
     }
 
     /// Reads the first chunk of `hit`, and the rest as it is sent.
@@ -77,7 +102,7 @@ impl Body {
         let unsent = left + first.len() as u64;
         let next = Rc::new(Cell::new(Some(first)));
         let read = Box::pin(read_rest(hit, left, Rc::clone(&next)));
-        Ok(Self { kind: Kind::Streaming(Streaming { left: unsent, next, read }), sent })
+        Ok(Self { kind: Kind::Streaming(Streaming { left: unsent, next, read }), sent, ticket: None })
     }
 }
 

@@ -32,9 +32,10 @@ use hyper::{
 
 use super::{
     body::Body,
+    inflight::{Inflight, Ticket},
     service::Objects,
     stats::DoorStats,
-    wire::{Io, LINGER, Socket, Wire},
+    wire::{Io, LINGER, READ_BYTES_MAX, Socket, Wire},
 };
 use crate::{
     cache::{CacheError, Storage},
@@ -106,6 +107,10 @@ pub(super) struct Link {
     waker: RefCell<Option<Waker>>,
     /// The client may still be sending a body that nobody reads.
     unread: Cell<bool>,
+    /// Bytes of the request head that is coming.
+    head_bytes: Cell<usize>,
+    /// What the answers are charged that have ended and not all gone out, and what long heads are.
+    unsent: RefCell<Option<Ticket>>,
 }
 
 impl Link {
@@ -115,8 +120,22 @@ impl Link {
 
     pub(super) fn enter(&self, phase: Phase, now: Duration) {
         self.phase.set(phase);
+        self.head_bytes.set(0);
         self.since.set(now);
         self.waiting.set(None);
+    }
+
+    /// `bytes` more of a request head have come. `false`: it is too long for what is in flight already.
+    pub(super) fn head_grows<R: Rt>(&self, bytes: usize, connections: &Connections<R>) -> bool {
+        let (before, after) = (self.head_bytes.get(), self.head_bytes.get() + bytes);
+        self.head_bytes.set(after);
+        if !(before <= READ_BYTES_MAX && after > READ_BYTES_MAX) {
+            return true;
+        }
+        let ticket = connections.inner.inflight.try_enter();
+        let fits = ticket.is_some();
+        ticket.into_iter().for_each(|ticket| self.ended(ticket));
+        fits
     }
 
     /// Bytes went to or came from the client.
@@ -137,6 +156,21 @@ impl Link {
     /// Whether the client may be in the middle of something that nobody will read.
     pub(super) fn is_interrupted(&self) -> bool {
         self.phase.get() == Phase::Head || self.unread.get()
+    }
+
+    /// An answer has ended; its bytes may not have gone out.
+    fn ended(&self, ticket: Ticket) {
+        let mut unsent = self.unsent.borrow_mut();
+        match &mut *unsent {
+            Some(before) => before.absorb(ticket),
+            None => *unsent = Some(ticket),
+        }
+    }
+
+    /// Everything has gone out.
+    pub(super) fn sent(&self) {
+        let unsent = self.unsent.borrow_mut().take();
+        drop(unsent);
     }
 
     fn tell(&self, order: Order) {
@@ -168,6 +202,7 @@ struct Inner<R> {
     rt: R,
     limits: Limits,
     stats: Rc<DoorStats>,
+    inflight: Rc<Inflight>,
     open: RefCell<BTreeMap<u64, Rc<Link>>>,
     next_id: Cell<u64>,
     stopping: Signal,
@@ -178,12 +213,14 @@ struct Inner<R> {
 }
 
 impl<R: Rt> Connections<R> {
-    /// No connection yet. Starts the task that looks for overdue ones; it ends after [`Connections::stop`].
-    pub fn new(rt: R, limits: Limits, stats: Rc<DoorStats>) -> Self {
+    /// No connection yet. Starts the task that looks for overdue ones, and for who waits too long at `inflight`; it
+    /// ends after [`Connections::stop`].
+    pub fn new(rt: R, limits: Limits, stats: Rc<DoorStats>, inflight: Rc<Inflight>) -> Self {
         let inner = Rc::new(Inner {
             rt: rt.clone(),
             limits,
             stats,
+            inflight,
             open: RefCell::default(),
             next_id: Cell::new(0),
             stopping: Signal::new(),
@@ -246,6 +283,8 @@ impl<R: Rt> Connections<R> {
             order: Cell::new(Order::GoOn),
             waker: RefCell::default(),
             unread: Cell::new(false),
+            head_bytes: Cell::new(0),
+            unsent: RefCell::default(),
         });
         self.inner.open.borrow_mut().insert(id, Rc::clone(&link));
         self.inner.stats.connection_accepted();
@@ -292,6 +331,7 @@ impl<R: Rt> Connections<R> {
 
     fn sweep(&self) {
         let now = self.now();
+        self.inner.inflight.sweep(now);
         let limits = &self.inner.limits;
         let overdue: Vec<_> =
             self.inner.open.borrow().values().filter(|link| link.is_overdue(limits, now)).cloned().collect();
@@ -360,7 +400,7 @@ where
         async move {
             let answer = objects.answer(request).await;
             link.unread.set(answer.headers().contains_key(CONNECTION));
-            Ok::<_, Infallible>(answer.map(|body| Exchange { body, _busy: busy }))
+            Ok::<_, Infallible>(answer.map(|body| Exchange { body, busy }))
         }
     });
     let mut http = pin!(
@@ -431,7 +471,15 @@ impl<R: Rt> Drop for Busy<R> {
 /// An answer's body, and the request it answers.
 struct Exchange<R: Rt> {
     body: Body,
-    _busy: Busy<R>,
+    busy: Busy<R>,
+}
+
+impl<R: Rt> Drop for Exchange<R> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.body.take_ticket() {
+            self.busy.link.ended(ticket);
+        }
+    }
 }
 
 impl<R: Rt> http_body::Body for Exchange<R> {

@@ -19,10 +19,11 @@ use http_body_util::BodyExt;
 
 use super::{
     body::{Body, Sent},
+    inflight::{Inflight, Ticket},
     stats::DoorStats,
 };
 use crate::{
-    cache::{CacheError, CacheMeta, Found, HitHandler, MissHandler, Precondition, Storage},
+    cache::{COPY_BYTES_MAX, CacheError, CacheMeta, Found, HitHandler, MissHandler, Precondition, Storage, Tier},
     namespace::{Namespace, Namespaces},
     policy::Mode,
     protocol::{
@@ -38,11 +39,18 @@ use crate::{
         refused,
     },
     reason::Reason,
+    storage::bridge::INLINE_BYTES_MAX,
 };
 
 /// A body that nobody wants is read to its end when it is announced as no longer than this; otherwise the
 /// connection is closed after the answer.
 pub const DRAIN_BYTES_MAX: u64 = 64 << 10;
+
+/// Pages and metadata that come with a small body read from below L0, at most, bytes.
+const PAGES_BYTES: u64 = 8 << 10;
+
+/// A piece of a body shorter than this is copied: as it is, it keeps all of the buffer it was read into.
+const PIECE_BYTES_MIN: usize = 4 << 10;
 
 /// What the door must know of its node.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +59,10 @@ pub struct ObjectSettings {
     pub hash_seed: u64,
     /// Largest body of the node, bytes.
     pub body_bytes_max: u64,
+    /// Bodies in flight, bytes; see [`Inflight`].
+    pub inflight_bytes: u64,
+    /// Bytes of one body between two threads.
+    pub body_window_bytes: u64,
 }
 
 /// The HTTP object door of one shard.
@@ -60,6 +72,7 @@ pub struct Objects<S, C> {
     clock: C,
     settings: ObjectSettings,
     stats: Rc<DoorStats>,
+    inflight: Rc<Inflight>,
     /// The last `Date`, and its second.
     date: RefCell<(u64, HeaderValue)>,
 }
@@ -73,7 +86,14 @@ where
     /// A door to `storage`, which must hold every key of the node.
     pub fn new(storage: S, namespaces: Rc<Namespaces>, clock: C, settings: ObjectSettings) -> Self {
         let date = RefCell::new((u64::MAX, HeaderValue::from_static("")));
-        Self { storage, namespaces, clock, settings, stats: Rc::default(), date }
+        let stats = Rc::<DoorStats>::default();
+        let inflight = Inflight::new(settings.inflight_bytes, settings.body_window_bytes, Rc::clone(&stats));
+        Self { storage, namespaces, clock, settings, stats, inflight, date }
+    }
+
+    /// The bodies in flight through this door.
+    pub fn inflight(&self) -> &Rc<Inflight> {
+        &self.inflight
     }
 
     /// The counters of this door.
@@ -91,11 +111,21 @@ where
         let (head, body) = request.into_parts();
         let mut body = Upload { body, over: false };
         let operation = operation(&head.method);
+        let mut ticket = None;
         let answered = match Request::read(&head.method, &head.uri, &head.headers, self.settings.hash_seed) {
-            Ok(request) => self.carry_out(&request, &head.headers, &mut body).await,
+            Ok(request) => match self.inflight.enter(began).await {
+                Some(entered) => self.carry_out(&request, &head.headers, &mut body, ticket.insert(entered)).await,
+                None => Err(overload()),
+            },
             Err(refusal) => Err(refusal),
         };
         let mut response = answered.unwrap_or_else(|refusal| self.refuse(operation, &refusal));
+        if let Some(mut ticket) = ticket {
+            if response.body().is_at_hand() {
+                ticket.hold(response.body().length() + PAGES_BYTES);
+            }
+            response.body_mut().holds(ticket);
+        }
         // Nobody asked for the rest of the body. HTTP/2 resets the stream by itself.
         if head.version < HttpVersion::HTTP_2 && !body.is_over() && !drained(&head.headers, &mut body).await {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -105,17 +135,23 @@ where
         response
     }
 
-    async fn carry_out<B>(&self, request: &Request<'_>, headers: &HeaderMap, body: &mut Upload<B>) -> Answer
+    async fn carry_out<B>(
+        &self,
+        request: &Request<'_>,
+        headers: &HeaderMap,
+        body: &mut Upload<B>,
+        ticket: &mut Ticket,
+    ) -> Answer
     where
         B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
     {
         let name = request.key.namespace();
         match request.operation {
-            Operation::Get | Operation::Head => self.read(request, &self.namespaces.for_read(name)).await,
+            Operation::Get | Operation::Head => self.read(request, &self.namespaces.for_read(name), ticket).await,
             Operation::Put => {
                 let namespace = self.namespaces.for_write(name).map_err(|reason| closed(name, reason))?;
-                self.write(request, headers, body, &namespace).await
+                self.write(request, headers, body, &namespace, ticket).await
             }
             Operation::Delete => {
                 let namespace = self.namespaces.for_read(name);
@@ -128,8 +164,13 @@ where
         }
     }
 
-    async fn read(&self, request: &Request<'_>, namespace: &Rc<Namespace>) -> Answer {
-        let (meta, mut hit) = match self.storage.find(&request.key).await? {
+    async fn read(&self, request: &Request<'_>, namespace: &Rc<Namespace>, ticket: &mut Ticket) -> Answer {
+        let found = match self.find(request, ticket).await? {
+            // It has waited, with nothing in hand; what is there now may be another object.
+            None => self.storage.find(&request.key).await?,
+            Some(found) => found,
+        };
+        let (meta, mut hit) = match found {
             Found::Hit(meta, hit) => (meta, hit),
             Found::Miss(reason) => return Ok(self.whole(answer::miss(&request.key, reason))),
         };
@@ -157,9 +198,26 @@ where
         if hit.remaining() != length {
             return Err(CacheError::Corrupted { what: "a hit of another length than its object".to_owned() }.into());
         }
+        // RAM gives bytes in place: they are the arena's, and charged there.
+        if tier == Tier::L0 && length > COPY_BYTES_MAX as u64 {
+            ticket.hold(0);
+        }
         let sent = Sent { stats: Rc::clone(&self.stats) };
         let body = Body::begin(hit, sent).await?;
         Ok(head.map(|()| body))
+    }
+
+    /// Looks for the object. `None`: there was no room for its body, but now there is, and it is to be looked for anew.
+    async fn find(&self, request: &Request<'_>, ticket: &mut Ticket) -> Result<Option<Found<S::Hit>>, Refusal> {
+        let found = self.storage.find(&request.key).await?;
+        let Found::Hit(_, hit) = &found else { return Ok(Some(found)) };
+        let is_streamed =
+            request.operation == Operation::Get && hit.tier() != Tier::L0 && hit.remaining() > INLINE_BYTES_MAX;
+        if !is_streamed || ticket.try_stream(Some(hit.remaining())) {
+            return Ok(Some(found));
+        }
+        drop(found);
+        if ticket.stream(self.clock.elapsed()).await { Ok(None) } else { Err(overload()) }
     }
 
     async fn write<B>(
@@ -168,6 +226,7 @@ where
         headers: &HeaderMap,
         body: &mut Upload<B>,
         namespace: &Namespace,
+        ticket: &mut Ticket,
     ) -> Answer
     where
         B: http_body::Body<Data = Bytes> + Unpin,
@@ -178,6 +237,12 @@ where
         // What the storage refuses, it counts itself.
         let written = Written::read(headers, &rules, self.settings.body_bytes_max, now_ms)
             .inspect_err(|refusal| namespace.counters.refused(refusal.reason))?;
+        if written.length.is_none_or(|length| length > INLINE_BYTES_MAX)
+            && !(ticket.try_stream(written.length) || ticket.stream(self.clock.elapsed()).await)
+        {
+            namespace.counters.refused(Reason::Overload);
+            return Err(overload());
+        }
         let precondition = self.precondition(request).await?;
         let meta = CacheMeta {
             length: written.length,
@@ -218,6 +283,7 @@ where
                 return Err(cut("the body is longer than its Content-Length"));
             }
             let whole = length == Some(received);
+            let chunk = if whole || chunk.len() >= PIECE_BYTES_MIN { chunk } else { Bytes::copy_from_slice(&chunk) };
             miss.write_body(chunk, whole).await?;
             if whole {
                 return Ok(());
@@ -300,6 +366,14 @@ fn closed(namespace: &str, reason: Reason) -> Refusal {
         _ => "takes no writes",
     };
     Refusal::new(refused(reason), reason, format!("namespace {namespace} {why}"))
+}
+
+fn overload() -> Refusal {
+    Refusal::new(
+        Fault::Unavailable,
+        Reason::Overload,
+        "as many bytes of bodies are in flight as this node has room for",
+    )
 }
 
 fn absent(request: &Request<'_>) -> Refusal {

@@ -33,6 +33,7 @@ pub struct DoorStats {
     accepted: Cell<u64>,
     refused: Cell<u64>,
     timed_out: Cell<u64>,
+    waited: Cell<u64>,
 }
 
 /// The counters of one shard's door at one moment. Can be sent to another thread.
@@ -58,6 +59,8 @@ pub struct DoorSnapshot {
     pub connections_refused: u64,
     /// Connections closed because the client was too slow or idle for too long.
     pub connections_timed_out: u64,
+    /// Requests that had to wait for their turn because too many bytes of bodies were in flight.
+    pub inflight_waits: u64,
 }
 
 impl DoorSnapshot {
@@ -82,6 +85,7 @@ impl DoorSnapshot {
         self.connections_accepted += other.connections_accepted;
         self.connections_refused += other.connections_refused;
         self.connections_timed_out += other.connections_timed_out;
+        self.inflight_waits += other.inflight_waits;
     }
 }
 
@@ -98,6 +102,7 @@ impl Default for DoorStats {
             accepted: Cell::default(),
             refused: Cell::default(),
             timed_out: Cell::default(),
+            waited: Cell::default(),
         }
     }
 }
@@ -152,6 +157,10 @@ impl DoorStats {
         add(&self.timed_out, 1);
     }
 
+    pub(super) fn waited(&self) {
+        add(&self.waited, 1);
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn snapshot(&self) -> DoorSnapshot {
@@ -167,6 +176,7 @@ impl DoorStats {
             connections_accepted: self.accepted.get(),
             connections_refused: self.refused.get(),
             connections_timed_out: self.timed_out.get(),
+            inflight_waits: self.waited.get(),
         }
     }
 }

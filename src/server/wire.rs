@@ -5,7 +5,7 @@
 //! takes a streamed body into memory without bound.) The buffers are the shard's, not the connection's: an idle
 //! connection holds neither.
 //!
-//! Bounds: [`GATHER_BYTES_MAX`] on gathered bytes (beyond, the socket must take some first), [`LINGER`] and
+//! Bounds: [`READ_BYTES_MAX`] on one read, [`GATHER_BYTES_MAX`] on gathered bytes (beyond, the socket must take some first), [`LINGER`] and
 //! [`LINGER_BYTES_MAX`] on what is still read from a client that was told to stop.
 
 use std::{
@@ -21,6 +21,7 @@ use engine::rt::Rt;
 use hyper::rt::ReadBufCursor;
 
 use super::connection::{Connections, Link, Phase};
+use crate::reason::Reason;
 
 /// How long a client that must stop sending is still listened to, so that it reads its answer before the reset.
 pub const LINGER: Duration = Duration::from_secs(1);
@@ -30,6 +31,10 @@ pub const LINGER_BYTES_MAX: u64 = 1 << 20;
 
 /// Writes up to this many bytes are gathered.
 const GATHER_WRITE_MAX: usize = 4 << 10;
+
+/// Bytes taken from the socket at a time. hyper doubles its buffer whenever a read filled it, up to the longest request
+/// head: one byte less than 16 KiB keeps it there, which is what an idle connection then holds.
+pub const READ_BYTES_MAX: usize = (16 << 10) - 1;
 
 /// Gathered bytes that make a send.
 pub const GATHER_BYTES_MAX: usize = 16 << 10;
@@ -90,13 +95,15 @@ pub(super) struct Wire<I> {
     gone: usize,
     /// Bytes moved since the last turn.
     moved: u64,
+    /// hyper has nothing left to write.
+    flushed: bool,
     /// Bytes thrown away while closing; `None` before.
     lingering: Option<u64>,
 }
 
 impl<I: Socket> Wire<I> {
     pub(super) fn new(socket: I) -> Self {
-        Self { socket, out: Vec::new(), gone: 0, moved: 0, lingering: None }
+        Self { socket, out: Vec::new(), gone: 0, moved: 0, flushed: true, lingering: None }
     }
 
     /// Whether it has moved so much that others should come first; then its next turn begins.
@@ -116,6 +123,7 @@ impl<I: Socket> Wire<I> {
         connections: &Connections<R>,
     ) -> Poll<io::Result<usize>> {
         let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+        self.flushed = false;
         if bytes <= GATHER_WRITE_MAX && self.out.len() + bytes <= GATHER_BYTES_MAX {
             if self.out.capacity() == 0 {
                 self.out = connections.spare();
@@ -148,6 +156,9 @@ impl<I: Socket> Wire<I> {
             self.out.clear();
             self.gone = 0;
             connections.leave_spare(std::mem::take(&mut self.out));
+        }
+        if self.flushed {
+            link.sent();
         }
         Poll::Ready(Ok(()))
     }
@@ -218,12 +229,16 @@ impl<I: Socket, R: Rt> hyper::rt::Read for Io<I, R> {
         let mut wire = self.wire.borrow_mut();
         let mut scratch = self.connections.scratch();
         // A copy of what came, rather than clearing all of hyper's buffer before each read: requests are short.
-        let room = buf.remaining().min(scratch.len());
+        let room = buf.remaining().min(READ_BYTES_MAX);
         let read = wire.socket.poll_read(cx, &mut scratch[..room]);
         if let Poll::Ready(Ok(bytes)) = read {
             buf.put_slice(&scratch[..bytes]);
             if bytes > 0 && self.link.phase() == Phase::Idle {
                 self.link.enter(Phase::Head, self.connections.now());
+            }
+            if self.link.phase() == Phase::Head && !self.link.head_grows(bytes, &self.connections) {
+                self.connections.stats().refused(Reason::Overload);
+                return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
             }
         }
         self.connections.give_back(scratch);
@@ -252,6 +267,7 @@ impl<I: Socket, R: Rt> hyper::rt::Write for Io<I, R> {
     /// What is gathered goes out at the end of the turn, which comes before anything else is waited for.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut wire = self.wire.borrow_mut();
+        wire.flushed = true;
         if wire.out.is_empty() { wire.socket.poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! - A look-up: one each way. A body of at most [`INLINE_BYTES_MAX`] comes with it; a larger one is not touched
 //!   before the first read, which sends the chosen range over and gets the body as a stream against a window of
-//!   [`WINDOW_BYTES`].
+//!   [`WINDOW_BYTES`], or what [`Bridge::with_window`] says.
 //! - A write announced with at most [`INLINE_BYTES_MAX`]: nothing until `finish`, then one each way.
 //! - Any other write: one each way to begin, so that a refusal comes before the body; chunks against the window;
 //!   one each way to finish. An error in mid-body is told at the next `write_body`, at the latest by `finish`.
@@ -41,7 +41,7 @@ use crate::{
 /// Bodies up to this many bytes cross with the message that asks for them or brings them.
 pub const INLINE_BYTES_MAX: u64 = 64 << 10;
 
-/// Unread bytes of one body on its way.
+/// Unread bytes of one body on its way, unless the client says otherwise.
 pub const WINDOW_BYTES: usize = 256 << 10;
 
 /// Requests a server works on at once. Beyond it they wait in the mailbox, and clients for their credits.

@@ -97,6 +97,8 @@ pub(crate) fn stats() -> StatsView {
         connections: 3,
         requests: 100,
         requests_in_flight: 1,
+        inflight_bytes: 4096,
+        inflight_waits: 2,
         heartbeat: HeartbeatView { beats: 9, age_ms: 5, gap_ms_max: 1250 },
     };
     let shards = vec![shard(0), shard(1)];

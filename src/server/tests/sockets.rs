@@ -104,9 +104,15 @@ async fn shard(
     let storage = Dispatch::new(id.index(), store, links.into_iter().map(|link| link.map(Bridge::new)).collect());
     let policy = Arc::new(Policy::from_json(&json!({})).expect("valid"));
     let namespaces = Rc::new(Namespaces::new(registry, VersionedPolicy { version: 1, policy }));
-    let settings = ObjectSettings { hash_seed: 7, body_bytes_max: 32 << 20 };
+    let settings = ObjectSettings {
+        hash_seed: 7,
+        body_bytes_max: 32 << 20,
+        inflight_bytes: 256 << 20,
+        body_window_bytes: 256 << 10,
+    };
     let door = Rc::new(Objects::new(storage, namespaces, clock, settings));
-    let connections = Connections::new(rt.clone(), Limits::default(), Rc::clone(door.stats()));
+    let connections =
+        Connections::new(rt.clone(), Limits::default(), Rc::clone(door.stats()), Rc::clone(door.inflight()));
     rt.spawn(listen(listener, connections.clone(), door));
     rt.stop_signal().raised().await;
     assert_eq!(connections.stop(SOON).await, 0, "every request was answered");

@@ -33,6 +33,9 @@ use crate::{
 /// Largest body of the node under test.
 pub(super) const BODY_BYTES_MAX: u64 = 1 << 20;
 
+/// Bodies in flight of the node under test: three large ones.
+pub(super) const INFLIGHT_BYTES: u64 = 4 << 20;
+
 /// What a simulated socket buffers.
 const SOCKET_BYTES: usize = 16 << 10;
 
@@ -273,9 +276,14 @@ impl World {
         .expect("valid");
         let policy = VersionedPolicy { version: 1, policy: Arc::new(policy) };
         let namespaces = Rc::new(Namespaces::new(Registry::new(), policy));
-        let settings = ObjectSettings { hash_seed: 7, body_bytes_max: BODY_BYTES_MAX };
+        let settings = ObjectSettings {
+            hash_seed: 7,
+            body_bytes_max: BODY_BYTES_MAX,
+            inflight_bytes: INFLIGHT_BYTES,
+            body_window_bytes: 64 << 10,
+        };
         let door = Rc::new(Objects::new(store.clone(), Rc::clone(&namespaces), sim.clock().clone(), settings));
-        let connections = Connections::new(sim.rt(), limits, Rc::clone(door.stats()));
+        let connections = Connections::new(sim.rt(), limits, Rc::clone(door.stats()), Rc::clone(door.inflight()));
         let queue = Queue::default();
         sim.rt().spawn(listen(queue.clone(), connections.clone(), Rc::clone(&door)));
         Self { sim, store, namespaces, door, connections, queue }

@@ -20,6 +20,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Bridge {
     sender: Sender<Ask>,
+    window_bytes: usize,
 }
 
 impl Bridge {
@@ -27,7 +28,13 @@ impl Bridge {
     /// wait to be taken up; at the bound a request waits for a credit.
     #[must_use]
     pub fn new(sender: Sender<Ask>) -> Self {
-        Self { sender }
+        Self { sender, window_bytes: WINDOW_BYTES }
+    }
+
+    /// The same, for bodies with at most `window_bytes` unread (or one chunk, if that is larger).
+    #[must_use]
+    pub fn with_window(self, window_bytes: usize) -> Self {
+        Self { window_bytes, ..self }
     }
 
     /// Whether the server is gone.
@@ -59,7 +66,18 @@ impl Storage for Bridge {
                     Body::Whole(bytes) => (bytes.len() as u64, Source::Whole(bytes)),
                     Body::Later { length, start } => (length, Source::Later(start)),
                 };
-                Found::Hit(meta, BridgeHit { tier, trust, length, rest: 0..length, begun: false, source })
+                Found::Hit(
+                    meta,
+                    BridgeHit {
+                        tier,
+                        trust,
+                        length,
+                        rest: 0..length,
+                        begun: false,
+                        source,
+                        window_bytes: self.window_bytes,
+                    },
+                )
             }
         })
     }
@@ -96,7 +114,7 @@ impl Bridge {
         let (begun, has_begun) = oneshot();
         let (failed, failure) = oneshot();
         let (commit, commits) = oneshot();
-        let (writer, body) = pipe(WINDOW_BYTES);
+        let (writer, body) = pipe(self.window_bytes);
         let write = Incoming { begun, body, failed, commit: commits };
         self.send(Kind::Begin { key: key.clone(), meta, precondition, write }).await?;
         has_begun.await.ok_or_else(gone)??;
@@ -113,6 +131,7 @@ pub struct BridgeHit {
     rest: Range<u64>,
     begun: bool,
     source: Source,
+    window_bytes: usize,
 }
 
 enum Source {
@@ -137,7 +156,7 @@ impl BridgeHit {
 
     async fn read_stream(&mut self) -> Result<Bytes> {
         if matches!(self.source, Source::Later(_)) {
-            let (body, reader) = pipe(WINDOW_BYTES);
+            let (body, reader) = pipe(self.window_bytes);
             if let Source::Later(start) = std::mem::replace(&mut self.source, Source::Stream(reader)) {
                 // A server that left has dropped the pipe with it: the read below says so.
                 drop(start.send(Start { start: self.rest.start, end: self.rest.end, body }));
