@@ -1,6 +1,7 @@
-//! A bridge is a `Storage` wherever the real one lives; and what it does when either side leaves.
+//! A bridge is a `Storage` wherever the real one lives, alone or as the way to another shard; and what it does when
+//! either side leaves.
 
-use std::{rc::Rc, thread, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, thread, time::Duration};
 
 use engine::{
     mailbox::{self, oneshot},
@@ -13,6 +14,7 @@ use futures_lite::future::{block_on, or, poll_once};
 use strata::{
     cache::{CacheError, CacheMeta, Found, HitHandler, MissHandler, Precondition, Storage, Tier, Trust, Version},
     reason::Reason,
+    server::dispatch::Dispatch,
     storage::{
         bridge::{Ask, Bridge, STREAMS_MAX, TASKS_MAX, serve},
         memory::{Fault, Gate, MemoryStore, Op},
@@ -59,6 +61,22 @@ fn a_bridge_is_a_storage_under_any_schedule() {
         };
         sim.block_on(suite(async || bridged(&sim, tier).0, sim.clock(), caps));
     }
+}
+
+/// The door's view of three shards: the middle one's own storage and bridges to the others.
+#[test]
+fn all_shards_behind_one_are_a_storage() {
+    for seed in 0..3 {
+        let sim = Sim::new(seed);
+        let make = async || {
+            let own = MemoryStore::new(Tier::L0, 512 << 20, sim.clock().clone(), VersionClock::new(1));
+            let other = || Some(bridged(&sim, Tier::L0).0);
+            Dispatch::new(1, Rc::new(own), vec![other(), None, other()])
+        };
+        sim.block_on(suite(make, sim.clock(), Caps::cache(Tier::L0)));
+    }
+    let owners: BTreeSet<_> = (0..12).map(|i| key(&format!("k{i}")).shard(3)).collect();
+    assert_eq!(owners.len(), 3, "the suite's walk goes to all of them");
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(crate) async fn fresh<D: Device, R: Rt>(
 }
 
 fn caps() -> Caps {
-    Caps { counts_expired: true, ..Caps::cache(Tier::L2) }
+    Caps { counts_expired: true, arbitrates: false, ..Caps::cache(Tier::L2) }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod flash;
 mod local;
 mod memory;
 mod multi_tier;
+mod planted;
 mod redb;
 mod redb_faults;
 mod storage;

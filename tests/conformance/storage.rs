@@ -1,10 +1,12 @@
 //! The suite over every [`Storage`].
 //!
 //! Owns [`Caps`], what may differ between one storage and another, and the checks of writes, purges and metadata.
-//! Hits being read: [`reading`]. Writes that are given up: [`dropped`]. A long random walk: [`model`].
+//! Hits being read: [`reading`]. Writes that are given up: [`dropped`], and side by side: [`racing`]. A long random
+//! walk: [`model`].
 
 mod dropped;
 mod model;
+mod racing;
 mod reading;
 
 use std::time::Duration;
@@ -47,6 +49,8 @@ pub(crate) struct Caps {
     /// Where no client's precondition is worth a read of its medium, it goes by its index, which has versions and no
     /// times: a copy that expired unnoticed is reported as replaced or removed, and is not older than it is.
     pub(crate) counts_expired: bool,
+    /// Commits of one key may run side by side; others rely on their caller to take turns.
+    pub(crate) arbitrates: bool,
     /// Small hits are given by [`HitHandler::try_copy`].
     pub(crate) copies: bool,
     /// Largest body the suite may write.
@@ -69,6 +73,7 @@ impl Caps {
             updates_headers: true,
             tells_deleted: false,
             counts_expired: false,
+            arbitrates: true,
             copies: false,
             body_bytes_max: 300_000,
         }
@@ -108,7 +113,11 @@ pub(crate) async fn suite<S: Storage>(make: impl AsyncFn() -> S, time: &impl Set
     purges_remove_and_stay(&make().await, caps).await;
     metadata_changes_under_the_same_version(&make().await, time, caps).await;
     cut_and_mismatched_bodies_change_nothing(&make().await).await;
-    the_first_of_two_writers_loses(&make().await, caps).await;
+    racing::the_last_to_finish_wins(&make().await, caps).await;
+    if caps.arbitrates {
+        racing::one_of_many_that_expect_the_same_wins(&make().await).await;
+        racing::every_version_ends_once(&make().await).await;
+    }
     keys_and_headers_of_any_bytes(&make().await).await;
     for seed in 0..4 {
         model::agrees_with_a_map(&make().await, time, caps, seed).await;
@@ -342,25 +351,6 @@ async fn cut_and_mismatched_bodies_change_nothing<S: Storage>(store: &S) {
         assert!(matches!(miss.finish().await, Err(CacheError::Refused(Reason::BodyMismatch))));
         assert_eq!(get(store, &name).await.expect("unchanged").1, old);
     }
-}
-
-async fn the_first_of_two_writers_loses<S: Storage>(store: &S, caps: Caps) {
-    let name = key("writers");
-    let length = 150_000.min(caps.body_bytes_max);
-    let (one, two) = (body(1, length), body(2, length));
-    let mut first = store.get_miss_handler(&name, meta_of(&one), Precondition::None).await.expect("begun");
-    let mut second = store.get_miss_handler(&name, meta_of(&two), Precondition::None).await.expect("begun");
-    for start in (0..length).step_by(50_000) {
-        let end = length.min(start + 50_000);
-        first.write_body(one.slice(start..end), end == length).await.expect("written");
-        second.write_body(two.slice(start..end), end == length).await.expect("written");
-    }
-    let second = second.finish().await.expect("stored");
-    assert_eq!(get(store, &name).await.expect("a hit").1, two);
-    let first = first.finish().await.expect("stored");
-    assert_eq!(first.replaced, Some(second.version));
-    assert!(first.version > second.version);
-    assert_eq!(get(store, &name).await.expect("a hit").1, one);
 }
 
 async fn keys_and_headers_of_any_bytes<S: Storage>(store: &S) {
