@@ -25,12 +25,15 @@ use strata::{
 };
 
 use crate::{
-    storage::{Caps, suite},
+    storage::{Caps, pressed, suite},
     support::{Timed, disk, on_shard},
 };
 
 /// Room for the largest walk of the suite and its dead copies, and for bodies of a quarter of it.
 pub(crate) const LOG_BYTES: u64 = 16 << 20;
+
+/// A log that laps.
+pub(crate) const SMALL_LOG_BYTES: u64 = (16 << 10) + 10 * (64 << 10);
 
 pub(crate) const MODES: [&str; 2] = ["durable", "cache_only"];
 
@@ -53,7 +56,14 @@ pub(crate) async fn fresh<D: Device, R: Rt>(
     versions: &VersionClock,
     namespaces: &Rc<Namespaces>,
 ) -> FlashTier<D, R> {
-    let config = log::Config { flush_interval: Duration::from_millis(20), ..log::Config::new(7, [1; 16]) };
+    let config = log::Config {
+        // Ten of them in a small log, so that it laps.
+        segment_bytes: (device.len() == SMALL_LOG_BYTES).then_some(64 << 10),
+        flush_interval: Duration::from_millis(20),
+        buffer_bytes_max: 256 << 10,
+        object_bytes_mean: 1 << 10,
+        ..log::Config::new(7, [1; 16])
+    };
     let (log, opened) = Log::open(Rc::new(device), rt.clone(), notes, config, keep).await.expect("opens");
     assert!(opened.is_new);
     FlashTier::new(log, rt.clone(), versions.clone(), namespaces.clone())
@@ -74,6 +84,11 @@ fn the_flash_tier_is_a_storage_under_any_schedule() {
             fresh(device, &rt, RingMemory::new(64), &VersionClock::new(1), &namespaces(mode)).await
         };
         sim.block_on(suite(make, rt.clock(), caps()));
+        let small = async || {
+            let device = Medium::new(SMALL_LOG_BYTES, seed).open(rt.clone(), faults);
+            fresh(device, &rt, RingMemory::new(8), &VersionClock::new(1), &namespaces(mode)).await
+        };
+        sim.block_on(pressed(small, rt.clock(), Caps { keeps: false, ..caps() }));
     }
 }
 

@@ -15,7 +15,7 @@ use strata::{
 };
 
 use crate::{
-    storage::{Caps, suite},
+    storage::{Caps, pressed, suite},
     stores::{blob_id, blob_suite, index_suite, manifest, put_blob},
     support::{body, get, key, meta_of, on_tokio, put, put_with},
 };
@@ -34,6 +34,15 @@ fn a_memory_store_is_a_storage() {
             Tier::L3 => Caps { updates_headers: true, ..Caps::durable() },
         };
         sim.block_on(suite(async || tier(level, 64 << 20, sim.clock()), sim.clock(), caps));
+    }
+}
+
+#[test]
+fn a_memory_store_makes_room() {
+    for level in [Tier::L0, Tier::L1, Tier::L2] {
+        let sim = Sim::new(1);
+        let caps = Caps { keeps: false, ..Caps::cache(level) };
+        sim.block_on(pressed(async || tier(level, 400 << 10, sim.clock()), sim.clock(), caps));
     }
 }
 

@@ -39,8 +39,8 @@ use tempfile::TempDir;
 
 use crate::{
     embedded,
-    flash::{LOG_BYTES, MODES, fresh, namespaces},
-    storage::{Caps, Versions, suite},
+    flash::{LOG_BYTES, MODES, SMALL_LOG_BYTES, fresh, namespaces},
+    storage::{Caps, Versions, pressed, suite},
     support::{Timed, disk, on_shard},
 };
 
@@ -141,10 +141,10 @@ fn the_tiers_of_a_shard_are_a_storage() {
                     executor.stop();
                 }
             };
-            let make = async || {
+            let make = async |log_bytes| {
                 end().await;
                 let dir = disk();
-                let device = FileDevice::open(&dir.path().join("log"), LOG_BYTES).await.expect("opens");
+                let device = FileDevice::open(&dir.path().join("log"), log_bytes).await.expect("opens");
                 let ring = RingFile::open(&dir.path().join("ring"), RING_SLOTS).expect("opens");
                 let (executor, l3) = match mode {
                     "durable" => Some(embedded::start(dir.path(), rt.clock())).unzip(),
@@ -155,7 +155,9 @@ fn the_tiers_of_a_shard_are_a_storage() {
                 last.replace(Some((shard, executor, dir)));
                 tiers
             };
-            suite(make, rt.clock(), caps(mode)).await;
+            suite(async || make(LOG_BYTES).await, rt.clock(), caps(mode)).await;
+            let keeps = mode == "durable";
+            pressed(async || make(SMALL_LOG_BYTES).await, rt.clock(), Caps { keeps, ..caps(mode) }).await;
             end().await;
             let used = hits.get().map(|hits| hits > 0);
             assert_eq!(used, [true, false, true, mode == "durable"], "{mode}: {hits:?}");
@@ -176,20 +178,22 @@ fn the_tiers_of_a_shard_are_a_storage_under_any_schedule() {
                 shard.close().await;
             }
         };
-        let make = async || {
+        let make = async |log_bytes| {
             end().await;
             let (l1, l3) = match mode {
                 "durable" => (Some(network(&rt)), Some(models(&rt, &sim).await)),
                 _ => (None, None),
             };
-            let device = Medium::new(LOG_BYTES, seed).open(rt.clone(), faults);
+            let device = Medium::new(log_bytes, seed).open(rt.clone(), faults);
             let shard = Shard::open(&rt, device, RingMemory::new(64), (l1, l3), mode).await;
             let tiers = shard.tiers.clone();
             last.replace(Some(shard));
             tiers
         };
         sim.block_on(async {
-            suite(make, rt.clock(), caps(mode)).await;
+            suite(async || make(LOG_BYTES).await, rt.clock(), caps(mode)).await;
+            let keeps = mode == "durable";
+            pressed(async || make(SMALL_LOG_BYTES).await, rt.clock(), Caps { keeps, ..caps(mode) }).await;
             end().await;
         });
         let used = hits.get().map(|hits| hits > 0);

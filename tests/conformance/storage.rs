@@ -49,6 +49,8 @@ pub(crate) struct Caps {
     /// Where no client's precondition is worth a read of its medium, it goes by its index, which has versions and no
     /// times: a copy that expired unnoticed is reported as replaced or removed, and is not older than it is.
     pub(crate) counts_expired: bool,
+    /// What was acknowledged stays until it is removed or expires; others may lose it to make room.
+    pub(crate) keeps: bool,
     /// Commits of one key may run side by side; others rely on their caller to take turns.
     pub(crate) arbitrates: bool,
     /// Small hits are given by [`HitHandler::try_copy`].
@@ -73,6 +75,7 @@ impl Caps {
             updates_headers: true,
             tells_deleted: false,
             counts_expired: false,
+            keeps: true,
             arbitrates: true,
             copies: false,
             body_bytes_max: 300_000,
@@ -120,8 +123,19 @@ pub(crate) async fn suite<S: Storage>(make: impl AsyncFn() -> S, time: &impl Set
     }
     keys_and_headers_of_any_bytes(&make().await).await;
     for seed in 0..4 {
-        model::agrees_with_a_map(&make().await, time, caps, seed).await;
+        model::agrees_with_a_map(&make().await, time, caps, seed, 12).await;
     }
+}
+
+/// What changes when there is room for less than is written: objects may go, where the storage may lose them, and are
+/// what they were until then. Each check over a fresh storage that `make` gives, with room for a megabyte at most.
+pub(crate) async fn pressed<S: Storage>(make: impl AsyncFn() -> S, time: &impl SetTime, caps: Caps) {
+    reading::readers_outlive_what_is_read_or_are_cut(&make().await, caps).await;
+    let mut lost = 0;
+    for seed in 0..4 {
+        lost += model::agrees_with_a_map(&make().await, time, caps, seed, 60).await;
+    }
+    assert_eq!(lost > 0, !caps.keeps, "{lost} objects lost");
 }
 
 async fn bodies_of_all_sizes_come_back<S: Storage>(store: &S, caps: Caps) {

@@ -2,8 +2,11 @@
 
 use std::{ops::Range, time::Duration};
 
-use bytes::BytesMut;
-use strata::cache::{COPY_BYTES_MAX, CacheMeta, HitHandler, Precondition, Storage};
+use bytes::{Bytes, BytesMut};
+use strata::{
+    cache::{COPY_BYTES_MAX, CacheError, CacheKey, CacheMeta, HitHandler, Precondition, Storage},
+    reason::Reason,
+};
 
 use super::Caps;
 use crate::support::{SetTime, body, drain, get, key, meta_of, put, put_with};
@@ -117,6 +120,59 @@ async fn read_through<S: Storage>(
             }
         }
     }
+    read_out(hit, got, &old[range], &context).await;
+    // And the reader left nothing of the past behind.
+    let left = matches!(change, Change::Overwrite | Change::PurgeAndWrite).then_some(new);
+    assert!(get(store, &name).await.map(|(_, bytes)| bytes) == left, "{context}");
+}
+
+/// Readers that stand half-way while much more is written than there is room for. A storage that loses nothing reads on.
+pub(super) async fn readers_outlive_what_is_read_or_are_cut<S: Storage>(store: &S, caps: Caps) {
+    for length in [700, 30_000, 90_000] {
+        let mut readers = Vec::new();
+        for begun in [false, true] {
+            let (name, whole) = (key(&format!("read-{length}-{begun}")), body(length as u64, length));
+            let mut tries = 0;
+            let mut hit = loop {
+                if is_taken(store, &name, &whole).await
+                    && let Some((_, hit)) = store.lookup(&name).await.expect("an answer")
+                {
+                    break hit;
+                }
+                tries += 1;
+                assert!(tries < 20 && !caps.keeps, "refused or lost {tries} times");
+            };
+            let mut got = Vec::new();
+            if begun {
+                match hit.read_body().await {
+                    Ok(chunk) => got.extend_from_slice(&chunk.expect("a chunk")),
+                    Err(gone) => assert!(!caps.keeps, "{gone}"),
+                }
+            }
+            readers.push((whole, hit, got));
+        }
+        for i in 0..150 {
+            let taken = is_taken(store, &key(&format!("other-{i}")), &body(i, 20_000)).await;
+            assert!(taken || !caps.keeps, "refused");
+        }
+        for (whole, hit, got) in readers {
+            let all = read_out(hit, got, &whole, &format!("{length} bytes")).await;
+            assert!(all || !caps.keeps, "cut although nothing was to be lost");
+        }
+    }
+}
+
+/// Writes, unless there is no room: a log may lap what is on its way into it.
+async fn is_taken<S: Storage>(store: &S, name: &CacheKey, bytes: &Bytes) -> bool {
+    match put_with(store, name, meta_of(bytes), Precondition::None, bytes, 7_000).await {
+        Ok(_) => true,
+        Err(CacheError::Refused(Reason::NoRoom)) => false,
+        Err(failed) => panic!("{failed}"),
+    }
+}
+
+/// Reads on from `got`: `expected`, or a visible cut of it. Whether it was all.
+async fn read_out(mut hit: impl HitHandler, mut got: Vec<u8>, expected: &[u8], context: &str) -> bool {
     let whole = loop {
         match hit.read_body().await {
             Ok(Some(chunk)) => got.extend_from_slice(&chunk),
@@ -124,10 +180,7 @@ async fn read_through<S: Storage>(
             Err(_) => break false,
         }
     };
-    let expected = &old[range];
     assert!(expected.starts_with(&got), "{context}: {} bytes of another body", got.len());
     assert_eq!(whole, got.len() == expected.len(), "{context}: {} of {} bytes", got.len(), expected.len());
-    // And the reader left nothing of the past behind.
-    let left = matches!(change, Change::Overwrite | Change::PurgeAndWrite).then_some(new);
-    assert!(get(store, &name).await.map(|(_, bytes)| bytes) == left, "{context}");
+    whole
 }
