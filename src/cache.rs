@@ -304,7 +304,8 @@ pub enum TierOutcome {
 pub struct Stored {
     /// The version committed.
     pub version: Version,
-    /// The live version it replaced, if there was one.
+    /// The live version it replaced, if there was one. L2, and a cache-only namespace that leaves it to L2, goes by an
+    /// index without times when the precondition is not worth a read of flash: one that expired unnoticed counts.
     pub replaced: Option<Version>,
     /// Body bytes committed.
     pub length: u64,
@@ -456,7 +457,9 @@ pub trait Storage {
     async fn lookup(&self, key: &CacheKey) -> Result<Option<(CacheMeta, Self::Hit)>, CacheError>;
 
     /// [`Storage::lookup`] that says why there is no hit. The default knows no better than
-    /// [`Reason::NotFound`]; a tier that does implements this, and `lookup` through it.
+    /// [`Reason::NotFound`]; a tier that does implements this, and `lookup` through it. An object that is there but
+    /// whose bytes cannot be given just now is a miss here, for another tier to answer, and may be a hit of `lookup`,
+    /// whose reads fail as unavailable: its version is known all the same.
     ///
     /// # Errors
     /// As [`Storage::lookup`].

@@ -1,8 +1,10 @@
 //! The suite notices: a storage with one fault planted at a time, each of which some check must catch.
 
 use std::{
+    cell::Cell,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -77,6 +79,10 @@ enum Plant {
     LivesLonger,
     /// New metadata is taken for any version.
     UpdatesAnything,
+    /// Every hundredth look-up misses what is there.
+    Forgets,
+    /// What says why there is no hit finds less than a look-up does.
+    FindMisses,
     /// Misses do not tell why.
     SilentMiss,
     /// Headers are not kept.
@@ -87,7 +93,7 @@ enum Plant {
     OtherTier,
 }
 
-const PLANTS: [Plant; 29] = [
+const PLANTS: [Plant; 31] = [
     Plant::RangeOff,
     Plant::ShortBody,
     Plant::LateSeek,
@@ -113,6 +119,8 @@ const PLANTS: [Plant; 29] = [
     Plant::Immortal,
     Plant::LivesLonger,
     Plant::UpdatesAnything,
+    Plant::Forgets,
+    Plant::FindMisses,
     Plant::SilentMiss,
     Plant::NoHeaders,
     Plant::OneNamespace,
@@ -123,6 +131,7 @@ fn passes(plant: Plant) -> bool {
     let sim = Sim::new(1);
     let make = async || Planted {
         plant,
+        looks: Rc::default(),
         store: MemoryStore::new(Tier::L0, 64 << 20, sim.clock().clone(), VersionClock::new(1)),
     };
     catch_unwind(AssertUnwindSafe(|| sim.block_on(suite(make, sim.clock(), Caps::ram())))).is_ok()
@@ -138,6 +147,7 @@ fn every_planted_fault_is_caught() {
 #[derive(Clone)]
 struct Planted {
     plant: Plant,
+    looks: Rc<Cell<u32>>,
     store: MemoryStore<SimClock>,
 }
 
@@ -169,12 +179,22 @@ impl Storage for Planted {
     type Miss = PlantedMiss;
 
     async fn lookup(&self, key: &CacheKey) -> Result<Option<(CacheMeta, PlantedHit)>, CacheError> {
-        Ok(self.find(key).await?.hit())
+        self.looks.set(self.looks.get() + 1);
+        if self.is(Plant::Forgets) && self.looks.get().is_multiple_of(100) {
+            return Ok(None);
+        }
+        let whole =
+            Planted { plant: if self.is(Plant::FindMisses) { Plant::Nothing } else { self.plant }, ..self.clone() };
+        Ok(whole.find(key).await?.hit())
     }
 
     async fn find(&self, key: &CacheKey) -> Result<Found<PlantedHit>, CacheError> {
         let key = self.key(key);
         Ok(match self.store.find(&key).await? {
+            // Of large objects alone, so that only who compares the two can tell.
+            Found::Hit(meta, _) if self.is(Plant::FindMisses) && meta.length > Some(70_000) && meta.created_ms == 0 => {
+                Found::Miss(Reason::PinnedMax)
+            }
             Found::Hit(meta, hit) => {
                 let length = meta.length.expect("known");
                 let hit = PlantedHit { planted: self.clone(), key, hit, length, given: 0, sought: None, empty: false };

@@ -180,7 +180,11 @@ impl<S: Storage, T: SetTime> Walk<'_, S, T> {
     }
 
     async fn get(&mut self, name: &str) {
+        let found = self.store.find(&key(name)).await.expect("an answer").hit().map(|(meta, _)| meta);
         let got = get(self.store, &key(name)).await;
+        let looked_up = got.as_ref().map(|(meta, _)| meta);
+        let same = found.as_ref() == looked_up;
+        assert!(same || !self.caps.keeps, "{}: found {found:?}, looked up {looked_up:?}", self.context);
         match (got, self.model.get(name)) {
             (None, None) => {}
             (None, Some(_)) => self.lose(name),
