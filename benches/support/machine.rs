@@ -1,8 +1,11 @@
 //! The machine under the figures: its processors, its disk, and the processor time a process has used.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, hint::spin_loop, path::Path, sync::mpsc, thread, time::Duration};
 
-use rustix::thread::{CpuSet, sched_getaffinity};
+use rustix::{
+    process::nice,
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
+};
 
 use super::Failure;
 
@@ -13,6 +16,32 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 pub(crate) fn cpus() -> Result<Vec<usize>, Failure> {
     let allowed = sched_getaffinity(None)?;
     Ok((0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect())
+}
+
+/// The nice value that gives way to everything else.
+const NICE_MAX: i32 = 19;
+
+/// Keeps every processor that may be used busy until the process ends, with a thread that gives way to any other.
+pub(crate) fn keep_awake() -> Result<(), Failure> {
+    for cpu in cpus()? {
+        let (started, starts) = mpsc::channel();
+        thread::Builder::new().name("awake".into()).spawn(move || {
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            // On Linux the nice value is the thread's own.
+            let placed = sched_setaffinity(None, &only).and_then(|()| nice(NICE_MAX).map(drop));
+            let failed = placed.is_err();
+            if started.send(placed).is_err() || failed {
+                return;
+            }
+            loop {
+                spin_loop();
+            }
+        })?;
+        starts.recv()??;
+    }
+    println!("NOTE      the processors are kept awake");
+    Ok(())
 }
 
 /// Processor time used so far by all threads below `/proc/.../task` or by the one whose folder is given.
