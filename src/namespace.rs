@@ -46,6 +46,9 @@ struct Names {
     known: HashSet<Arc<str>, Hasher>,
     /// Names that must not be registered now.
     reserved: HashSet<Arc<str>, Hasher>,
+    /// Names that were declared as durable and are declared no more: a write that began then may still be under way.
+    /// At most [`NAMESPACES_MAX`]; at the bound every name is taken for one of them.
+    left: HashSet<Arc<str>, Hasher>,
 }
 
 /// Names kept from being registered as long as this lives. At most what one policy declares.
@@ -97,15 +100,29 @@ impl Registry {
     /// until a policy that declares them is in force everywhere. One caller at a time.
     ///
     /// # Errors
-    /// The first of them that is registered: it was written to, or is being. Nothing is reserved then.
+    /// The first of them that is registered or has [left](Registry::leave): it was written to, or may be being.
+    /// Nothing is reserved then.
     pub fn reserve<'a>(self: &Arc<Self>, names: impl Iterator<Item = &'a str>) -> Result<Reserved, Arc<str>> {
         let wanted: Vec<Arc<str>> = names.map(Into::into).collect();
         let mut names = self.names();
-        if let Some(known) = wanted.iter().find(|name| names.known.contains(*name)) {
-            return Err(Arc::clone(known));
+        let durable = |name: &&Arc<str>| {
+            names.known.contains(*name) || names.left.contains(*name) || names.left.len() >= NAMESPACES_MAX
+        };
+        if let Some(durable) = wanted.iter().find(durable) {
+            return Err(Arc::clone(durable));
         }
         names.reserved.extend(wanted.iter().map(Arc::clone));
         Ok(Reserved { registry: Arc::clone(self), names: wanted })
+    }
+
+    /// Remembers that `gone` were declared as durable and are declared no more.
+    pub fn leave<'a>(&self, gone: impl Iterator<Item = &'a str>) {
+        let mut names = self.names();
+        for name in gone {
+            if names.left.len() < NAMESPACES_MAX {
+                names.left.insert(name.into());
+            }
+        }
     }
 
     fn names(&self) -> MutexGuard<'_, Names> {
@@ -494,6 +511,17 @@ mod tests {
         let given_up = registry.reserve(["late"].into_iter()).expect("unused");
         drop(given_up);
         namespaces.for_write("late").expect("free again");
+    }
+
+    #[test]
+    fn a_name_that_left_is_not_reserved_and_what_is_remembered_of_them_is_bounded() {
+        let registry = Registry::new();
+        registry.leave(["was"].into_iter());
+        assert_eq!(registry.reserve(["new", "was"].into_iter()).expect_err("durable").as_ref(), "was");
+        drop(registry.reserve(["new"].into_iter()).expect("never there"));
+        registry.leave((0..2 * NAMESPACES_MAX).map(|i| format!("n{i}")).collect::<Vec<_>>().iter().map(String::as_str));
+        assert_eq!(registry.names().left.len(), NAMESPACES_MAX);
+        assert_eq!(registry.reserve(["new"].into_iter()).expect_err("cannot tell").as_ref(), "new");
     }
 
     #[test]

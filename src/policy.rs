@@ -287,6 +287,13 @@ impl Policy {
         self.declared().filter(new).map(|(name, _)| name)
     }
 
+    /// The durable namespaces that `before` declares and this does not, by name.
+    pub fn durables_gone_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a str> {
+        let gone =
+            |(name, rules): &(&str, &Arc<Effective>)| rules.mode == Mode::Durable && !self.declared.contains_key(*name);
+        before.declared().filter(gone).map(|(name, _)| name)
+    }
+
     /// The declared namespaces with their rules, by name. At most [`NAMESPACES_MAX`], and [`MEMCACHED`].
     pub fn declared(&self) -> impl Iterator<Item = (&str, &Arc<Effective>)> {
         self.namespaces.keys().filter_map(|name| Some((&**name, self.declared.get(name)?)))
@@ -397,6 +404,8 @@ mod tests {
         let after = Policy::from_json(&after).expect("valid");
         assert_eq!(after.caches_new_since(&before).collect::<Vec<_>>(), ["c"]);
         assert_eq!(after.caches_new_since(&Policy::default()).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(Policy::default().durables_gone_since(&after).collect::<Vec<_>>(), ["d"]);
+        assert_eq!(after.durables_gone_since(&before).count(), 0, "b is declared still");
     }
 
     #[test]

@@ -97,12 +97,11 @@ impl NodeControl {
 
     /// Whether every namespace that is known keeps its mode. A namespace that becomes a cache must be unused until
     /// now, and is kept so while what this returns lives.
-    async fn check_modes(&self, next: &Policy) -> Result<Reserved, PolicyError> {
-        let current = self.policy_now().policy;
-        next.keeps_modes_of(&current).map_err(invalid)?;
-        let reserved = self.registry.reserve(next.caches_new_since(&current));
+    async fn check_modes(&self, next: &Policy, current: &Policy) -> Result<Reserved, PolicyError> {
+        next.keeps_modes_of(current).map_err(invalid)?;
+        let reserved = self.registry.reserve(next.caches_new_since(current));
         let reserved = reserved.map_err(|name| invalid(in_use(&name)))?;
-        for name in next.caches_new_since(&current) {
+        for name in next.caches_new_since(current) {
             match self.durable.holds(name).await {
                 Some(Ok(false)) => {}
                 Some(Ok(true)) => return Err(invalid(in_use(name))),
@@ -131,8 +130,8 @@ fn invalid(refused: policy::PolicyError) -> PolicyError {
 /// A namespace that is to be a cache, and is durable.
 fn in_use(namespace: &str) -> policy::PolicyError {
     let message = format!(
-        "`{namespace}` is in use as durable and stays it: it was written to, or L3 holds objects of it or tombstones \
-         of deleted ones; declare another namespace as cache_only"
+        "`{namespace}` is in use as durable and stays it: it was declared as that or written to, or L3 holds objects \
+         of it or tombstones of deleted ones; declare another namespace as cache_only"
     );
     policy::PolicyError::mode(namespace, message)
 }
@@ -166,13 +165,13 @@ impl Control for NodeControl {
     fn policy_replace(&self, document: Value, expected: Option<u64>) -> Answer<'_, Result<PolicyView, PolicyError>> {
         Box::pin(async move {
             let _changing = self.changing.lock().await;
-            let current = self.policy_now().version;
+            let VersionedPolicy { version: current, policy: before } = self.policy_now();
             if expected.is_some_and(|expected| expected != current) {
                 return Err(PolicyError::VersionMismatch { current });
             }
             let policy = Policy::from_json(&document).map_err(invalid)?;
             // Until the change is in force everywhere, or given up.
-            let _reserved = self.check_modes(&policy).await?;
+            let _reserved = self.check_modes(&policy, &before).await?;
             let next = VersionedPolicy { version: current + 1, policy: Arc::new(policy) };
             let (file, kept) = (self.policy_file.clone(), next.clone());
             // Durable before it is in force: a restart must not take a policy back that was answered.
@@ -181,6 +180,7 @@ impl Control for NodeControl {
                 Ok(Err(error)) => return Err(PolicyError::Unavailable(error.to_string())),
                 Err(error) => return Err(PolicyError::Unavailable(error.to_string())),
             }
+            self.registry.leave(next.policy.durables_gone_since(&before));
             *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = next.clone();
             self.ask_all(|done| Command::Policy(next.clone(), done))
                 .await

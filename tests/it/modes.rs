@@ -76,6 +76,8 @@ fn the_admin_api_changes_no_mode() {
         let answer = node.patch_policy(patch);
         assert_eq!(answer.status, 200, "{patch}: {}", answer.text());
     }
+    let back = r#"{"namespaces": {"plain": {"mode": "cache_only"}}}"#;
+    assert_refused(&node.patch_policy(back), "/namespaces/plain/mode");
     let fresh = client.put("/fresh/a", b"3");
     assert_eq!(fresh.status, 201, "{}", fresh.text());
     assert!(!fresh.header("strata-stored").contains("L3,"), "{fresh:?}");
@@ -84,8 +86,7 @@ fn the_admin_api_changes_no_mode() {
     // What L3 holds from an earlier run counts as well, declared since or not.
     assert!(node.stop().status.success());
     let node = start(dir.path(), &[]);
-    let patch = r#"{"namespaces": {"plain": {"mode": "cache_only"}}}"#;
-    assert_refused(&node.patch_policy(patch), "/namespaces/plain/mode");
+    assert_refused(&node.patch_policy(back), "/namespaces/plain/mode");
     assert_eq!(node.client().get("/plain/a").text(), "2");
 }
 
