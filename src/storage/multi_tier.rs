@@ -3,7 +3,7 @@
 //! Owns the order of everything: which tier is asked when ([`lookup`]), what a read copies upwards ([`promote`],
 //! [`HitFromL1PromoteL0`] and [`HitFromLower`]), how a write reaches all tiers at once ([`fanout`], [`FanoutMiss`]),
 //! the moment it becomes true ([`commit`]), how it ceases to be ([`remove`]), and what leaves L0 for flash
-//! ([`demote`]). [`keys`] is the table that all of them meet at.
+//! ([`demote`]), and what comes to flash later because it was too fast for it ([`refill`]). [`keys`] is the table that all of them meet at.
 //!
 //! # How INV-2 (no going back) is kept
 //!
@@ -55,6 +55,7 @@ mod lane;
 pub mod lookup;
 mod none;
 pub mod promote;
+mod refill;
 pub mod remove;
 mod task;
 
@@ -63,7 +64,7 @@ use std::{cell::Cell, fmt, marker::PhantomData, rc::Rc, time::Duration};
 use bytes::Bytes;
 use engine::{clock::Clock, rt::Rt};
 
-use self::{demote::Demotions, keys::Keys, lane::Room};
+use self::{demote::Demotions, keys::Keys, lane::Room, refill::Refills};
 pub use self::{
     fanout::FanoutMiss,
     none::NoTier,
@@ -150,6 +151,9 @@ pub struct Settings {
     pub promote_lag_max: usize,
     /// Bytes of all lagging writes and promotions together; beyond, tiers are dropped as if they lagged.
     pub lane_bytes_max: usize,
+    /// Bytes in memory of the object that is copied from L3 to L2 after a lag, window of L3's thread included; part of
+    /// `lane_bytes_max`.
+    pub refill_bytes: usize,
     /// Bytes evicted from L0 that may wait for L2; beyond, they are dropped.
     pub demote_bytes_max: usize,
     /// Look-ups below L0 and fills under way; beyond, further reads fill nothing.
@@ -169,6 +173,7 @@ impl Default for Settings {
             fanout_lag_max: 4 << 20,
             promote_lag_max: 1 << 20,
             lane_bytes_max: 64 << 20,
+            refill_bytes: 1 << 20,
             demote_bytes_max: 8 << 20,
             fills_max: 4096,
             in_doubt_max: 1024,
@@ -242,6 +247,7 @@ where
             keys: Keys::new(settings.fills_max, settings.in_doubt_max, stats.clone()),
             room: Room::new(settings.lane_bytes_max),
             demotions: Demotions::default(),
+            refills: Refills::default(),
             fences: Default::default(),
             stats,
             settings,
@@ -347,6 +353,7 @@ pub(crate) struct Node<T: Tiers> {
     keys: Rc<Keys>,
     room: Rc<Room>,
     demotions: Demotions,
+    refills: Refills,
     /// Copies below these are shut out of L0, L1, L2.
     fences: [Cell<Version>; 3],
     stats: Rc<ShardStats>,

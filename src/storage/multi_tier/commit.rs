@@ -18,7 +18,7 @@ use std::{future::Future, rc::Rc};
 
 use engine::rt::Rt;
 
-use super::{FanoutMiss, Node, Tiers, fanout::Flash, keys::Turn, task};
+use super::{FanoutMiss, Node, Tiers, fanout::Flash, keys::Turn, refill::Cause, task};
 use crate::{
     cache::{
         CacheError, CacheKey, CacheMeta, MissHandler, Precondition, PurgeReport, Storage, Stored, Tier, TierOutcome,
@@ -166,10 +166,12 @@ impl<T: Tiers> FanoutMiss<T> {
     /// Brings L1 and (where L3 acknowledges) L2 up to date and ends the turn; what takes long goes on without the
     /// writer. What became of L1 and L2, as far as it is known by then.
     async fn publish_rest(mut self, turn: Held, l0: TierOutcome) -> (Option<TierOutcome>, Option<TierOutcome>) {
-        if l0 == TierOutcome::Kept && self.rules.l2_fill(self.written) == L2Fill::OnEvict {
+        let on_evict = l0 == TierOutcome::Kept && self.rules.l2_fill(self.written) == L2Fill::OnEvict;
+        if on_evict {
             self.give_up(Tier::L2, Reason::OnEvict);
         }
         let (node, durable) = (self.node.clone(), self.rules.mode == Mode::Durable);
+        let lagged = durable && !on_evict && self.dropped[Tier::L2 as usize] == Some(Reason::Lag);
         if !durable && !node.has(Tier::L1) && turn.stuck == [false; 3] {
             node.count_write(Tier::L1, Err(Reason::TierOff));
             return (Some(self.not_kept(Tier::L1)), None);
@@ -182,6 +184,10 @@ impl<T: Tiers> FanoutMiss<T> {
             }
             self.publish_l1(&turn).await;
             self.node.release(turn, &self.key, Precondition::OlderThan(self.meta.version), self.meta.version).await;
+            // After the turn, which allows no fill.
+            if lagged {
+                self.node.refill_later(&self.key, self.meta.version, Cause::Write);
+            }
             l2
         });
         let l2 = match within(&node.rt, node.settings.stage_wait * 2, rest.as_mut()).await {

@@ -518,6 +518,11 @@ impl Fill {
         self.tier
     }
 
+    /// Whether a turn of the key began since: it will not be published.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.ticket.is_poisoned()
+    }
+
     /// Begins the publication; `None` when the fill was poisoned. There must be no await between this and the first
     /// poll of the tier's `finish`, and the publication must live until `finish` is over.
     pub(super) fn publish(self) -> Option<Publication> {

@@ -44,6 +44,29 @@ impl Room {
     pub(super) fn used(&self) -> usize {
         self.used.get()
     }
+
+    /// Takes `bytes` for who moves a body without a lane; `None` when there is no room. All there is, if it is less,
+    /// will do.
+    pub(super) fn reserve(self: &Rc<Self>, bytes: usize) -> Option<Reserved> {
+        let bytes = bytes.min(self.bytes_max);
+        if self.used.get() + bytes > self.bytes_max {
+            return None;
+        }
+        self.used.set(self.used.get() + bytes);
+        Some(Reserved { room: self.clone(), bytes })
+    }
+}
+
+/// Bytes of a [`Room`]; dropping it gives them back.
+pub(super) struct Reserved {
+    room: Rc<Room>,
+    bytes: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.room.used.set(self.room.used.get() - self.bytes);
+    }
 }
 
 struct Lane {

@@ -22,6 +22,7 @@ use super::{
     keys::{Fill, Publication, Ticket},
     lane::{self, Receiver, Refused, Sender},
     lookup::Served,
+    refill::Cause,
     task,
 };
 use crate::{
@@ -125,7 +126,7 @@ impl<H: HitHandler> HitHandler for HitFromL0<H> {
 }
 
 /// Checks that the chunks of a whole body are the body (INV-1). Off when the read is a range.
-struct Whole {
+pub(super) struct Whole {
     crc: Option<crc32fast::Hasher>,
     passed: u64,
     length: u64,
@@ -133,12 +134,12 @@ struct Whole {
 }
 
 impl Whole {
-    fn new(meta: &CacheMeta, length: u64) -> Self {
+    pub(super) fn new(meta: &CacheMeta, length: u64) -> Self {
         Self { crc: Some(crc32fast::Hasher::new()), passed: 0, length, checksum: meta.checksum }
     }
 
     /// Takes note of a chunk; whether it was the last one.
-    fn pass(&mut self, chunk: &Bytes) -> Result<bool, CacheError> {
+    pub(super) fn pass(&mut self, chunk: &Bytes) -> Result<bool, CacheError> {
         let Some(crc) = &mut self.crc else { return Ok(false) };
         crc.update(chunk);
         self.passed += chunk.len() as u64;
@@ -524,7 +525,7 @@ fn start<T: Tiers, S: Storage + 'static>(
     meta: &CacheMeta,
 ) -> Sender {
     let (sender, receiver) = lane::lane(node.settings.promote_lag_max, &node.room);
-    let (key, meta) = (key.clone(), meta.clone());
+    let (key, meta, version) = (key.clone(), meta.clone(), meta.version);
     let worker = node.clone();
     node.rt.spawn(async move {
         let tier = fill.tier();
@@ -533,6 +534,10 @@ fn start<T: Tiers, S: Storage + 'static>(
             None => Err(Reason::TierOff),
         };
         worker.count_promotion(tier, outcome);
+        // The fill is over by now, and in nobody's way.
+        if tier == Tier::L2 && outcome == Err(Reason::QueueFull) {
+            worker.refill_later(&key, version, Cause::Read);
+        }
     });
     sender
 }
@@ -567,7 +572,7 @@ impl<T: Tiers> Node<T> {
         fill.publish().ok_or(Reason::Poisoned)
     }
 
-    fn count_promotion(&self, tier: Tier, outcome: Result<(), Reason>) {
+    pub(super) fn count_promotion(&self, tier: Tier, outcome: Result<(), Reason>) {
         let stats = self.stats.tier(tier);
         match outcome {
             Ok(()) => add(&stats.promotions, 1),
