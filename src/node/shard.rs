@@ -31,6 +31,7 @@ use crate::{
     server::{
         connection::{Connections, Limits},
         dispatch::Dispatch,
+        inflight,
         listener::listen,
         service::{ObjectSettings, Objects},
     },
@@ -254,6 +255,8 @@ fn bounds(config: &Config) -> Settings {
     Settings {
         fanout_lag_max: bytes(config.limits.fanout_lag_max.min(lanes)),
         lane_bytes_max: bytes(lanes),
+        // As a body that a door streams from L3: the same pieces and a window.
+        refill_bytes: bytes(inflight::STREAM_BYTES.saturating_add(config.limits.body_window_bytes)),
         demote_bytes_max: bytes(config.memory.demotions_per_shard()),
         ..Settings::default()
     }

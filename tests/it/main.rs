@@ -9,6 +9,7 @@ mod faults;
 mod files;
 mod gates;
 mod l2_fails;
+mod lag;
 mod memory;
 mod modes;
 mod node;

@@ -231,6 +231,7 @@ impl Opening {
             fanout_lag_max: 64 << 10,
             promote_lag_max: 32 << 10,
             lane_bytes_max: 256 << 10,
+            refill_bytes: 64 << 10,
             demote_bytes_max: 64 << 10,
             in_doubt_max: 64,
             publish_wait: Duration::from_millis(200),

@@ -230,7 +230,8 @@ fn it_ends_when_the_shard_stops() {
 fn it_waits_for_room_and_not_for_ever() {
     let refill_bytes = 10_000;
     for freed in [true, false] {
-        let settings = Settings { fanout_lag_max: LAG_MAX, lane_bytes_max: 11_000, refill_bytes, ..Settings::default() };
+        let settings =
+            Settings { fanout_lag_max: LAG_MAX, lane_bytes_max: 11_000, refill_bytes, ..Settings::default() };
         let world = World::new(Setup { settings, ..Setup::default() });
         let body = body(50_000, 1);
         // Another write, of which some waits for flash.
