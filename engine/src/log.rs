@@ -36,7 +36,7 @@ mod writer;
 
 use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
-pub use format::{Header, SEGMENT_BYTES_MIN};
+pub use format::{Header, Run, SEGMENT_BYTES_MIN};
 pub use reader::{Body, Found, Lookup, Miss};
 pub use recover::{Keep, OpenError, Opened, Recovered, Stop, inspect};
 pub use stage::{Commit, Committed, StagedWrite};
@@ -65,6 +65,8 @@ pub struct Config {
     pub hash_seed: u64,
     /// The machine's boot id: after another boot, what was not synced may be missing.
     pub boot: [u8; 16],
+    /// This run of the node and the one that served last, by which a log that was left out of a run is told.
+    pub run: Run,
     /// Bytes of a segment, for a new log; `None` chooses tens of MiB, less on a small file.
     pub segment_bytes: Option<u32>,
     /// Mean object, header and key included, in bytes: sizes the index.
@@ -99,6 +101,7 @@ impl Config {
             shards: 1,
             hash_seed,
             boot,
+            run: Run::default(),
             segment_bytes: None,
             object_bytes_mean: 4 << 10,
             flush_interval: Duration::from_millis(100),

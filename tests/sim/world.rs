@@ -81,6 +81,9 @@ pub(crate) struct World {
     pub(crate) policy: Value,
     ring: RingMemory,
     boot: u8,
+    /// Starts so far, and the last one that served.
+    starts: u64,
+    served: u64,
     planted: Planted,
     node: Option<Node>,
 }
@@ -100,6 +103,8 @@ impl World {
             policy,
             ring: RingMemory::new(RING_SLOTS),
             boot: 1,
+            starts: 0,
+            served: 0,
             planted,
             node: None,
             sim,
@@ -118,6 +123,7 @@ impl World {
     /// Starts a process on what is there. `None`: it was killed while it recovered, after `steps`.
     pub(crate) fn start(&mut self, steps: u64) -> Option<()> {
         let started: Rc<OnceCell<Node>> = Rc::default();
+        self.starts += 1;
         let (opening, slot) = (self.opening(), started.clone());
         let rt = self.sim.rt();
         let own = rt.clone();
@@ -131,6 +137,7 @@ impl World {
             assert!(self.sim.step(), "seed {}: recovery hangs", self.sim.seed());
         }
         self.node = Some(Rc::into_inner(started)?.into_inner()?);
+        self.served = self.starts;
         Some(())
     }
 
@@ -143,6 +150,7 @@ impl World {
             policy: self.policy.clone(),
             ring: self.ring.clone(),
             boot: [self.boot; 16],
+            run: log::Run { id: self.starts, before: self.served },
             planted: self.planted,
         }
     }
@@ -190,6 +198,7 @@ struct Opening {
     policy: Value,
     ring: RingMemory,
     boot: [u8; 16],
+    run: log::Run,
     planted: Planted,
 }
 
@@ -205,6 +214,7 @@ impl Opening {
             buffer_bytes_max: 256 << 10,
             object_bytes_mean: 1 << 10,
             sabotage: self.planted.log,
+            run: self.run,
             ..log::Config::new(0, self.boot)
         };
         let (log, opened) =

@@ -26,13 +26,15 @@
 //! 24  8  node id                               20  4  ... survived damage that may hide newer records
 //! 32  4  shard                                 24 16  boot id
 //! 36  4  shards                                40  8  written at, ms since the epoch
-//! 40  8  hash seed
-//! 48  8  file bytes                            HEAD (page 0 of a segment)
-//! 56  4  segment bytes                          0  4  magic "HEAD"
-//! 60  4  segments                               4  4  crc of the page, this field zero
-//! 64  8  created at, ms since the epoch         8  4  segment
+//! 40  8  hash seed                             48  8  run of the node that wrote it
+//! 48  8  file bytes                            56  8  run of the node that served before that
+//! 56  4  segment bytes
+//! 60  4  segments                              HEAD (page 0 of a segment)
+//! 64  8  created at, ms since the epoch         0  4  magic "HEAD"
+//!                                               4  4  crc of the page, this field zero
+//! BLOCK HEADER (48 bytes)                       8  4  segment
 //!                                              12  4  epoch; 0: the segment holds nothing
-//! BLOCK HEADER (48 bytes)                      16  8  sequence of its first block
+//!                                              16  8  sequence of its first block
 //!  0  4  magic "BLCK"
 //!  4  4  crc of the 48 bytes, this field zero  TRAILER (last page of a segment)
 //!  8  4  segment                                0  4  magic "TRLR"
@@ -164,6 +166,8 @@ mod at {
         pub(in super::super) const DAMAGED: usize = 20;
         pub(in super::super) const BOOT: usize = 24;
         pub(in super::super) const WRITTEN: usize = 40;
+        pub(in super::super) const RUN: usize = 48;
+        pub(in super::super) const RUN_BEFORE: usize = 56;
     }
     /// Head, trailer and block header begin alike.
     pub(super) const SEGMENT: usize = 8;
@@ -438,6 +442,18 @@ pub struct StatePage {
     pub boot: [u8; 16],
     /// When, in milliseconds since the epoch. For people.
     pub written_ms: u64,
+    /// The run of the node that wrote it.
+    pub run: Run,
+}
+
+/// A run of the node, by random numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// This one.
+    pub id: u64,
+    /// The last one before it in which the node served requests. A log that was not open then missed what was
+    /// overwritten and removed.
+    pub before: u64,
 }
 
 impl StatePage {
@@ -456,6 +472,8 @@ impl StatePage {
         put(page, DAMAGED, &self.damaged_below.to_le_bytes());
         put(page, BOOT, &self.boot);
         put(page, WRITTEN, &self.written_ms.to_le_bytes());
+        put(page, RUN, &self.run.id.to_le_bytes());
+        put(page, RUN_BEFORE, &self.run.before.to_le_bytes());
         seal(salt, page, at::CRC);
     }
 
@@ -477,6 +495,7 @@ impl StatePage {
             damaged_below: u32_at(page, DAMAGED),
             boot: page[BOOT..BOOT + 16].try_into().expect("sixteen bytes"),
             written_ms: u64_at(page, WRITTEN),
+            run: Run { id: u64_at(page, RUN), before: u64_at(page, RUN_BEFORE) },
         })
     }
 }

@@ -28,8 +28,8 @@ use std::{cell::RefCell, rc::Rc};
 use super::{
     Config, Inner, Life, Log, LogError, State,
     format::{
-        BadHeader, FORMAT_VERSION, FooterEntry, Head, Header, Kind, Layout, RunState, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
-        STATE_AT, StatePage, Trailer, read_header,
+        BadHeader, FORMAT_VERSION, FooterEntry, Head, Header, Kind, Layout, Run, RunState, SEGMENT_BYTES_MIN,
+        SEGMENTS_MIN, STATE_AT, StatePage, Trailer, read_header,
     },
     index::{Entry, Index, Place, extra},
     segments::Segments,
@@ -54,7 +54,7 @@ pub enum Stop {
     Killed,
     /// A power cut, or a kill whose ring was lost: only what was flushed was surely kept.
     PowerCut,
-    /// Damage: even a flushed newer record may have been lost.
+    /// Damage, or runs of the node that the log was not part of: even a flushed newer record may be missing.
     Damaged,
 }
 
@@ -91,6 +91,8 @@ pub struct Opened {
     pub stop: Stop,
     /// The last run was in this boot of the machine.
     pub same_boot: bool,
+    /// The node served without this log since it was last open: newer versions, and removals, may be missing.
+    pub missed_runs: bool,
     /// The highest version found, in records, tombstones and notes: later ones must be above.
     pub version_max: u64,
     /// Objects the index serves.
@@ -209,6 +211,11 @@ fn stop_of(state: StateSeen, same_boot: bool, ring_intact: bool) -> Stop {
     row.map_or(Stop::Damaged, |row| row.3)
 }
 
+/// Zeros name no boot: the machine gives none, and any start may be after a power cut.
+fn is_same_boot(before: &[u8; 16], now: &[u8; 16]) -> bool {
+    before == now && *now != [0; 16]
+}
+
 fn become_of(newer: bool, tombstone: bool, expired: bool, keep: Keep) -> Become {
     let row = ENTRIES
         .iter()
@@ -298,6 +305,7 @@ impl<D: Device, R: Rt> Log<D, R> {
             damaged_below: 0,
             boot: config.boot,
             written_ms: header.created_ms,
+            run: config.run,
         };
         write_page(&*device, STATE_AT, |block| page.encode(layout.salt, block)).await?;
         for segment in 0..segments {
@@ -346,6 +354,7 @@ impl Opened {
             is_new: false,
             stop,
             same_boot,
+            missed_runs: false,
             version_max: 0,
             objects: 0,
             discarded: 0,
@@ -409,14 +418,16 @@ impl<D: Device> Recovery<D> {
         config: Config,
         keep: impl Fn(&Recovered) -> Keep,
     ) -> Result<(Log<D, R>, Opened), OpenError> {
-        let same_boot = self.page.is_some_and(|page| page.boot == config.boot);
+        let same_boot = self.page.is_some_and(|page| is_same_boot(&page.boot, &config.boot));
+        let missed_runs = self.page.is_some_and(|page| page.missed_runs(config.run));
         let seen = match self.page.map(|page| page.state) {
             Some(RunState::Clean) => StateSeen::Clean,
             Some(RunState::Running) => StateSeen::Running,
             None => StateSeen::Unreadable,
         };
-        let stop = stop_of(seen, same_boot, ring.is_intact());
-        let mut opened = Opened::nothing(stop, same_boot);
+        // Whatever it was, the log has not seen what came after.
+        let stop = if missed_runs { Stop::Damaged } else { stop_of(seen, same_boot, ring.is_intact()) };
+        let mut opened = Opened { missed_runs, ..Opened::nothing(stop, same_boot) };
         let hiding = self.hiding(stop);
         opened.damaged = hiding.len() as u32;
         opened.scanned = self.laps.iter().filter(|lap| lap.take != Take::Footer).count() as u32;
@@ -485,6 +496,7 @@ impl<D: Device> Recovery<D> {
             damaged_below: damaged.max(hiding.map_or(0, |epoch| epoch + 1)),
             boot: config.boot,
             written_ms: rt.clock().wall_ms(),
+            run: config.run,
         }
     }
 
@@ -529,6 +541,12 @@ impl<D: Device> Recovery<D> {
 }
 
 impl StatePage {
+    /// Whether the node served since this page was written, without the log. A start that wrote the page and failed
+    /// before it served has missed nothing.
+    fn missed_runs(&self, now: Run) -> bool {
+        self.run.id != now.before && self.run.before != now.before
+    }
+
     /// The worst that segments of this epoch lived through.
     fn survived(&self, epoch: u32) -> Stop {
         let marks = [
@@ -652,6 +670,7 @@ mod tests {
             damaged_below: 10,
             boot: [0; 16],
             written_ms: 0,
+            run: Run::default(),
         };
         let survived = [9, 10, 19, 20, 29, 30].map(|epoch| page.survived(epoch));
         let expected = [Stop::Damaged, Stop::PowerCut, Stop::PowerCut, Stop::Killed, Stop::Killed, Stop::Clean];

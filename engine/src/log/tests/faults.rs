@@ -347,3 +347,44 @@ fn a_flipped_bit_is_a_counted_miss() {
         assert!(hits >= 10 && missed >= 5 && log.stats().corrupted == missed, "{hits} hits, {missed} missed");
     });
 }
+
+#[test]
+fn a_log_that_was_left_out_of_a_run_is_worth_what_a_damaged_one_is() {
+    let mut world = World::new(11, 8);
+    // Run, the last that served before it, whether the log is part of it, and what recovery says.
+    let (first, second, third, fourth) = (10, 20, 30, 40);
+    let mut open = |id, before| {
+        world.config.run = Run { id, before };
+        let seen = std::cell::Cell::new(None);
+        let (log, opened) = world
+            .try_open(|record| {
+                seen.set(Some(record.stop));
+                Keep::Trust
+            })
+            .expect("opens");
+        if opened.is_new {
+            world.sim.block_on(put(&log, b"k", 5, &body_of(5, 100))).expect("put");
+        }
+        world.sim.block_on(log.close()).expect("closes");
+        (opened.missed_runs, opened.stop, seen.get())
+    };
+    assert_eq!(open(first, 0), (false, Stop::Clean, None));
+    assert_eq!(open(second, first), (false, Stop::Clean, Some(Stop::Clean)));
+    // A start that failed before it served changes nothing, however often.
+    assert_eq!(open(third, second), (false, Stop::Clean, Some(Stop::Clean)));
+    assert_eq!(open(third + 1, second), (false, Stop::Clean, Some(Stop::Clean)));
+    // One that served without the log does, for good.
+    assert_eq!(open(fourth, third + 2), (true, Stop::Damaged, Some(Stop::Damaged)));
+    assert_eq!(open(fourth + 1, fourth), (false, Stop::Clean, Some(Stop::Damaged)));
+}
+
+#[test]
+fn zeros_name_no_boot() {
+    let mut world = World::new(12, 8);
+    world.config.boot = [0; 16];
+    let (log, _) = world.open();
+    world.sim.block_on(put(&log, b"k", 5, &body_of(5, 100))).expect("put");
+    drop(log);
+    world.kill();
+    assert_eq!(world.open().1.stop, Stop::PowerCut);
+}
