@@ -104,8 +104,12 @@ pub struct Identity {
     pub created_ms: u64,
     /// Shards of the last run.
     pub shards: u64,
-    /// `l2_bytes` of the last run.
+    /// `l2_bytes` of the last run that had flash; 0 if none had.
     pub l2_bytes: u64,
+    /// The last run that served, by a random number; 0 if none has. What was not there in that run (a flash log) has
+    /// missed what was written and removed in it.
+    #[serde(with = "hex", default)]
+    pub run: u64,
 }
 
 impl Identity {
@@ -163,7 +167,7 @@ impl DataDir {
             None => {
                 check_ours(path)?;
                 let [node_id, hash_seed] = [random(), random()];
-                (Identity { format: FORMAT, node_id, hash_seed, created_ms: now_ms, shards, l2_bytes }, true)
+                (Identity { format: FORMAT, node_id, hash_seed, created_ms: now_ms, shards, l2_bytes, run: 0 }, true)
             }
         };
         if identity.shards == 0 {
@@ -210,22 +214,13 @@ impl DataDir {
         self.fresh
     }
 
-    /// The number of shards of the last run, if it was not `shards`: the flash logs were written for that number and
-    /// must be dropped, and then [`DataDir::record_run`] called, before the node serves.
-    #[must_use]
-    pub fn shards_changed(&self, shards: u64) -> Option<u64> {
-        (self.identity.shards != shards).then_some(self.identity.shards)
-    }
-
-    /// Records what this run is like, durably. After whatever the change asks for has been done.
+    /// Records what this run is like, durably: after everything the node needs is open, and before it serves.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn record_run(&mut self, shards: u64, l2_bytes: u64) -> Result<(), DataDirError> {
-        if (self.identity.shards, self.identity.l2_bytes) == (shards, l2_bytes) {
-            return Ok(());
-        }
-        (self.identity.shards, self.identity.l2_bytes) = (shards, l2_bytes);
+    pub fn record_run(&mut self, shards: u64, l2_bytes: u64, run: u64) -> Result<(), DataDirError> {
+        let l2_bytes = if l2_bytes > 0 { l2_bytes } else { self.identity.l2_bytes };
+        self.identity = Identity { shards, l2_bytes, run, ..self.identity.clone() };
         self.write_identity()
     }
 
@@ -470,20 +465,18 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_number_of_shards_shows_until_it_is_recorded() {
+    fn a_run_is_known_when_it_was_recorded() {
         let folder = folder();
         assert_eq!(l2_bytes_before(folder.path()), None);
-        let dir = open(folder.path()).expect("made");
-        assert_eq!((dir.shards_changed(2), dir.shards_changed(3)), (None, Some(2)));
-        drop(dir);
+        drop(open(folder.path()).expect("made"));
         let mut dir = DataDir::open(folder.path(), (3, 7), 0, &mut || 0).expect("opened");
-        assert_eq!(dir.shards_changed(3), Some(2), "opening records nothing");
-        dir.record_run(3, 7).expect("written");
-        assert_eq!(dir.shards_changed(3), None);
+        assert_eq!((dir.identity().shards, dir.identity().run), (2, 0), "opening records nothing");
+        dir.record_run(3, 7, 11).expect("written");
         drop(dir);
         let mut dir = open(folder.path()).expect("opened");
-        assert_eq!((dir.shards_changed(3), l2_bytes_before(folder.path())), (None, Some(7)));
-        dir.record_run(3, 0).expect("written");
-        assert_eq!(l2_bytes_before(folder.path()), None, "a run without flash says nothing of its size");
+        assert_eq!((dir.identity().shards, dir.identity().run), (3, 11));
+        assert_eq!(l2_bytes_before(folder.path()), Some(7));
+        dir.record_run(3, 0, 12).expect("written");
+        assert_eq!(l2_bytes_before(folder.path()), Some(7), "a run without flash says nothing of its size");
     }
 }

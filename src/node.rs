@@ -1,7 +1,8 @@
 //! The node: which concrete parts there are, and the order they start and stop in.
 //!
-//! Starting: lock the data directory, bind the doors (a port in use is told before anything is written), open L3 on
-//! the durable executor, open every shard, then accept. Stopping: say so at `/readyz`, accept no more, finish what is
+//! Starting: lock the data directory, read what it says of itself and the heads of the flash logs, bind the doors (a
+//! port in use is told before anything is written), open L3 on the durable executor, open every shard, record the run,
+//! then accept. Stopping: say so at `/readyz`, accept no more, finish what is
 //! under way, close the shards' logs, then L3, then the admin door, and let go of the directory. A step that fails
 //! ends the node with its reason; whatever was started before it is stopped in the same order.
 //!
@@ -11,12 +12,12 @@
 mod banner;
 mod command;
 mod control;
+mod logs;
 mod shard;
 mod view;
 
 use std::{
-    fs, io,
-    path::{Path, PathBuf},
+    io,
     sync::{Arc, Mutex, atomic::AtomicBool, atomic::Ordering},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use std::{
 use admin::{AdminError, AdminServer, Running};
 use engine::{
     clock::{Clock, MachineClock},
-    log::Opened,
+    log::{Opened, Run},
     mailbox::{Answer, mailbox, oneshot},
     mesh::mesh,
     net::{BindError, Listener, Port, listen},
@@ -32,12 +33,13 @@ use engine::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use self::shard::ShardError;
 use self::{
     command::COMMANDS_MAX,
     control::NodeControl,
+    logs::Logs,
     shard::{LogSeed, Seed},
 };
+pub use self::{logs::LogsError, shard::ShardError};
 use crate::{
     config::Config,
     datadir::{DataDir, DataDirError, PolicyFile},
@@ -103,15 +105,9 @@ pub enum NodeError {
     /// A shard ended while it opened.
     #[error("shard {0} ended while it opened; the log above has the cause")]
     ShardEnded(usize),
-    /// An old log that cannot be dropped.
-    #[error("cannot remove {}", .file.display())]
-    Drop {
-        /// The file.
-        file: PathBuf,
-        /// What the system or the part below said.
-        #[source]
-        source: io::Error,
-    },
+    /// L2's files.
+    #[error(transparent)]
+    Logs(#[from] LogsError),
     /// The process's signals, or its runtime.
     #[error("the system refuses {what}")]
     System {
@@ -133,6 +129,12 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     let mut dir =
         DataDir::open(&config.data_dir, (config.shards, config.l2.bytes), clock.wall_ms(), &mut || fastrand::u64(..))?;
     let (policy_file, policy, note) = PolicyFile::open(&dir, config.policy.clone())?;
+    // Not 0: that is what a directory says that has not served yet.
+    let run = Run { id: fastrand::u64(1..), before: dir.identity().run };
+    if config.l2.bytes > 0 {
+        dir.claim(&config.l2.paths)?;
+    }
+    let logs = Logs::inspect(&config, dir.identity(), run)?;
     let shards = usize::try_from(config.shards).unwrap_or(usize::MAX);
     let (mut port, listeners) = bind_http(&config, shards)?;
     let admin = config.doors.admin.map(AdminServer::bind).transpose().map_err(NodeError::Admin)?;
@@ -146,12 +148,14 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     if let Some(warning) = shard::gates_above_ram(&config, &policy.policy) {
         tracing::warn!("{warning}");
     }
-    let logs = prepare_logs(&config, &mut dir)?;
+    let logs = logs.prepare()?;
     let window = usize::try_from(config.limits.body_window_bytes).unwrap_or(usize::MAX);
     let bridges = bridges.into_iter().map(|bridge| bridge.with_window(window)).collect();
     let node = Parts { config: &config, clock, dir: &dir, policy: &policy, durable: &durable };
     let (running, opened) = node.start_shards(logs, listeners, bridges)?;
     let control = Arc::new(node.control(&running, policy_file, policy.clone()));
+    // From here on a log that is not open misses what is written and removed.
+    dir.record_run(config.shards, config.l2.bytes, run.id)?;
     let admin = match admin {
         None => None,
         Some(server) => Some(server.serve(control.clone()).map_err(NodeError::Admin)?),
@@ -186,6 +190,8 @@ fn durable_config(config: &Config, dir: &DataDir) -> DurableConfig {
         disk_reserve: l3.disk_reserve,
         index_cache_bytes: usize::try_from(l3.index_cache_bytes).unwrap_or(usize::MAX),
         node_id: dir.identity().version_node(),
+        // Once it has served, it has an index.
+        is_new: dir.identity().run == 0,
         clients: usize::try_from(config.shards).unwrap_or(usize::MAX),
         settings: DurableSettings {
             orphan_age: l3.orphan_age,
@@ -211,56 +217,6 @@ fn check_caches(policy: &Policy, durable: &DurableExecutor) -> Result<(), NodeEr
         }
     }
     Ok(())
-}
-
-/// Where each shard's log is. Logs of another number of shards are dropped, loudly: no key in them would be found.
-fn prepare_logs(config: &Config, dir: &mut DataDir) -> Result<Vec<Option<LogSeed>>, NodeError> {
-    // Without flash, what an earlier run left there may still have to go.
-    let folders: Vec<_> = config.l2.paths.iter().filter(|path| config.l2.bytes > 0 || path.is_dir()).cloned().collect();
-    dir.claim(&folders)?;
-    if let Some(before) = dir.shards_changed(config.shards) {
-        tracing::warn!(
-            before,
-            now = config.shards,
-            "the number of shards has changed: the flash logs are dropped and fill anew; L3 is kept"
-        );
-        for path in &config.l2.paths {
-            drop_logs(path)?;
-        }
-    }
-    dir.record_run(config.shards, config.l2.bytes)?;
-    if config.l2.bytes == 0 {
-        return Ok((0..config.shards).map(|_| None).collect());
-    }
-    let boot = boot_id();
-    let bytes = config.l2.bytes_per_shard(config.shards);
-    let place = |shard: u64| {
-        let path = &config.l2.paths[usize::try_from(shard).unwrap_or(0) % config.l2.paths.len()];
-        fs::create_dir_all(path).map_err(|source| NodeError::Drop { file: path.clone(), source })?;
-        let file = |kind: &str| path.join(format!("shard-{shard:03}.{kind}"));
-        Ok(Some(LogSeed { file: file("log"), ring: file("ring"), bytes, boot }))
-    };
-    (0..config.shards).map(place).collect()
-}
-
-fn drop_logs(dir: &Path) -> Result<(), NodeError> {
-    let Ok(entries) = fs::read_dir(dir) else { return Ok(()) };
-    let ours = |path: &Path| {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with("shard-") && (name.ends_with(".log") || name.ends_with(".ring"))
-    };
-    for file in entries.flatten().map(|entry| entry.path()).filter(|path| ours(path)) {
-        fs::remove_file(&file).map_err(|source| NodeError::Drop { file: file.clone(), source })?;
-        tracing::warn!(file = %file.display(), "dropped");
-    }
-    Ok(())
-}
-
-/// The kernel's name for this boot; all zero where it gives none, so that every start looks like another boot.
-fn boot_id() -> [u8; 16] {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    u128::from_str_radix(&hex, 16).map(u128::to_be_bytes).unwrap_or_default()
 }
 
 /// What the shards are made from.

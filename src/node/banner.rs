@@ -42,7 +42,9 @@ fn l2(config: &Config, logs: &[Option<Opened>]) -> String {
     let found: u64 = logs.iter().flatten().map(|log| log.objects).sum();
     let discarded: u64 = logs.iter().flatten().map(|log| log.discarded).sum();
     let worst = logs.iter().flatten().map(|log| log.stop).max().unwrap_or(Stop::Clean);
+    let missed_runs = logs.iter().flatten().any(|log| log.missed_runs);
     let before = match worst {
+        _ if missed_runs => format!("{found} objects found from before it was left out, {discarded} discarded"),
         Stop::Clean if found == 0 => "empty".to_owned(),
         Stop::Clean => format!("{found} objects found after a clean stop"),
         Stop::Killed => format!("{found} objects found after a kill"),

@@ -97,6 +97,8 @@ pub(super) struct LogSeed {
     pub(super) bytes: u64,
     /// This boot of the machine.
     pub(super) boot: [u8; 16],
+    /// This run of the node, and the one before.
+    pub(super) run: log::Run,
 }
 
 /// Why a shard could not open.
@@ -241,6 +243,7 @@ impl Opening {
             object_bytes_mean: u32::try_from(l2.object_bytes_mean).unwrap_or(u32::MAX),
             flush_interval: l2.flush_interval,
             buffer_bytes_max: usize::try_from(l2.write_buffer_bytes).unwrap_or(usize::MAX),
+            run: seed.run,
             ..log::Config::new(self.hash_seed, seed.boot)
         };
         let ring = RingFile::open(&seed.ring, log::supersede::RING_SLOTS).map_err(ShardError::Ring)?;

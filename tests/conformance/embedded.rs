@@ -95,6 +95,7 @@ pub(crate) fn config(dir: &Path) -> DurableConfig {
         disk_reserve: Reserve::Bytes(0),
         index_cache_bytes: CACHE_BYTES,
         node_id: 1,
+        is_new: true,
         clients: 1,
         settings: DurableSettings {
             turn_pause: Duration::from_millis(1),

@@ -14,4 +14,5 @@ mod memory;
 mod modes;
 mod node;
 mod readme;
+mod restarts;
 mod startup;

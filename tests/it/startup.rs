@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener};
 
-use crate::node::{Node, files_below, strata};
+use crate::node::{Node, strata};
 
 #[test]
 fn help_and_subcommands_answer() {
@@ -98,53 +98,4 @@ fn a_second_node_and_a_port_in_use_stop_with_a_clear_message() {
     let ended = Node::try_start(other.path(), &args).err().expect("the flash folder is locked");
     assert!(ended.text.contains("/l2 is in use") && ended.text.contains(&node.pid().to_string()), "{}", ended.text);
     assert_eq!(node.client().put("/still/here", b"y").status, 204);
-}
-
-#[test]
-fn a_damaged_or_newer_data_directory_is_refused_and_left_alone() {
-    let settings = ["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"];
-    let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &settings);
-    assert_eq!(node.client().put("/keep/me", &[5; 100_000]).status, 201);
-    assert!(node.stop().status.success());
-    let files = files_below(dir.path());
-    let identity = files.iter().find(|p| p.ends_with("identity.json")).expect("the identity file");
-    let index = files.iter().find(|p| p.extension().is_some_and(|e| e == "redb")).expect("the index");
-    let log = files.iter().find(|p| p.extension().is_some_and(|e| e == "log")).expect("a flash log");
-
-    let newer = fs::read_to_string(identity).unwrap().replace("\"format\": 1", "\"format\": 99");
-    let damaged_index = vec![0xee; fs::metadata(index).unwrap().len() as usize];
-    let mut newer_log = fs::read(log).unwrap();
-    newer_log[..4096].fill(0xee);
-    for (path, bytes) in
-        [(identity, newer.into_bytes()), (identity, b"{".to_vec()), (index, damaged_index), (log, newer_log)]
-    {
-        let sound = fs::read(path).unwrap();
-        assert_ne!(sound, bytes, "{path:?}");
-        fs::write(path, &bytes).unwrap();
-        let ended = Node::try_start(dir.path(), &settings).err().unwrap_or_else(|| panic!("{path:?} was accepted"));
-        let name = path.file_name().unwrap().to_string_lossy();
-        assert!(ended.text.contains(&*name), "{name} is not named: {}", ended.text);
-        assert!(fs::read(path).unwrap() == bytes, "{path:?} was changed");
-        fs::write(path, sound).unwrap();
-    }
-    let node = Node::start(dir.path(), &settings);
-    assert_eq!(node.client().get("/keep/me").body, vec![5; 100_000]);
-}
-
-#[test]
-fn another_shard_count_drops_the_logs_loudly_and_keeps_l3() {
-    let dir = tempfile::tempdir().unwrap();
-    let settings = ["--memory-max", "256MiB", "--set", "l2_bytes=128MiB"];
-    let node = Node::start(dir.path(), &settings);
-    for i in 0..50 {
-        assert_eq!(node.client().put(&format!("/n/{i}"), format!("body {i}").as_bytes()).status, 201);
-    }
-    assert!(node.stop().status.success());
-    let node = Node::start(dir.path(), &["--memory-max", "256MiB", "--set", "l2_bytes=128MiB", "--shards", "3"]);
-    assert!(node.log().contains("shards"), "not loud: {}", node.log());
-    for i in 0..50 {
-        let answer = node.client().get(&format!("/n/{i}"));
-        assert_eq!((answer.text(), answer.tier()), (format!("body {i}"), "l3"));
-    }
 }

@@ -23,7 +23,13 @@
 
 mod scan;
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::RefCell,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+    rc::Rc,
+};
 
 use super::{
     Config, Inner, Life, Log, LogError, State,
@@ -223,16 +229,36 @@ fn become_of(newer: bool, tombstone: bool, expired: bool, keep: Keep) -> Become 
     row.map_or(Become::Dead, |row| row.4)
 }
 
-/// Reads the header: which node, shards and hash seed a log was made for, and for which file length.
+/// Reads the header of the log file at `path`: which node, shards and hash seed it was made for, and how long it is.
+/// `None`: there is no such file, or it is blank. Blocks for two system calls; changes nothing.
 ///
 /// # Errors
-/// As [`Log::open`]; a blank file is damaged here.
-pub async fn inspect<D: Device>(device: &D) -> Result<Header, OpenError> {
-    read_header(device).await?.map_err(|bad| refuse(device, &bad))
+/// The file cannot be read, is damaged, shorter than it should be, or newer.
+pub fn inspect(path: &Path) -> Result<Option<Header>, OpenError> {
+    let name = path.display().to_string();
+    let fail = |source: io::Error| OpenError::Device(DeviceError::new("open", &name, 0, source));
+    let file = match File::open(path) {
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(fail)?,
+    };
+    let mut page = Vec::with_capacity(PAGE);
+    (&file).take(PAGE as u64).read_to_end(&mut page).map_err(fail)?;
+    // Shorter than a page: its making was interrupted.
+    if page.len() < PAGE {
+        return Ok(None);
+    }
+    let header = match Header::decode(&page) {
+        Err(BadHeader::Blank) => return Ok(None),
+        header => header.map_err(|bad| refuse(&name, &bad))?,
+    };
+    if file.metadata().map_err(fail)?.len() < header.file_bytes {
+        return Err(OpenError::Damaged { device: name, reason: "the file is shorter than it was made" });
+    }
+    Ok(Some(header))
 }
 
-fn refuse<D: Device>(device: &D, bad: &BadHeader) -> OpenError {
-    let device = device.name().to_owned();
+fn refuse(name: &str, bad: &BadHeader) -> OpenError {
+    let device = name.to_owned();
     match *bad {
         BadHeader::Newer(found) => OpenError::NewerFormat { device, found, supported: FORMAT_VERSION },
         BadHeader::Damaged(reason) => OpenError::Damaged { device, reason },
@@ -261,7 +287,7 @@ impl<D: Device, R: Rt> Log<D, R> {
                 let log = Self::format(device, rt, notes, config).await?;
                 return Ok((log, Opened { is_new: true, ..Opened::nothing(Stop::Clean, same_boot) }));
             }
-            Err(bad) => return Err(refuse(&*device, &bad)),
+            Err(bad) => return Err(refuse(device.name(), &bad)),
         };
         let ours = [
             ("shard", u64::from(header.shard), u64::from(config.shard)),

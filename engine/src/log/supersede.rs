@@ -85,13 +85,7 @@ impl RingFile {
         let named = |source: io::Error| io::Error::new(source.kind(), format!("{}: {source}", path.display()));
         let file = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(named)?;
-        let mut header = [0; HEADER];
-        let found = match std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, 0) {
-            Ok(()) => decode_header(&header),
-            Err(short) if short.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-            Err(other) => return Err(named(other)),
-        };
-        let found = found.map_err(named)?;
+        let found = read_header(&file).map_err(named)?;
         let kept = found.unwrap_or(slots.max(1)) as usize;
         let len = PAGE + (kept * SLOT).next_multiple_of(PAGE);
         let was = file.metadata().map_err(named)?.len();
@@ -107,8 +101,32 @@ impl RingFile {
         Ok(Self { map, slots: kept, is_intact: found.is_some() && was >= len as u64 })
     }
 
+    /// Whether [`RingFile::open`] would take the file at `path`, if there is one. Blocks for two system calls; changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a newer version wrote it.
+    pub fn inspect(path: &Path) -> io::Result<()> {
+        let named = |source: io::Error| io::Error::new(source.kind(), format!("{}: {source}", path.display()));
+        let file = match std::fs::File::open(path) {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(()),
+            file => file.map_err(named)?,
+        };
+        read_header(&file).map(drop).map_err(named)
+    }
+
     fn at(slot: usize) -> usize {
         PAGE + slot * SLOT
+    }
+}
+
+/// Slots of a sound header; `None` where there is none.
+fn read_header(file: &std::fs::File) -> io::Result<Option<u32>> {
+    let mut header = [0; HEADER];
+    match std::os::unix::fs::FileExt::read_exact_at(file, &mut header, 0) {
+        Ok(()) => decode_header(&header),
+        Err(short) if short.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(other) => Err(other),
     }
 }
 

@@ -72,6 +72,8 @@ pub struct DurableConfig {
     pub index_cache_bytes: usize,
     /// This node, in versions.
     pub node_id: u16,
+    /// Nothing was ever kept in `dir`: an index that is not there is made, and not missed.
+    pub is_new: bool,
     /// How many [`Bridge`]s are handed out.
     pub clients: usize,
     /// Times of the tier and its sweep.
@@ -81,6 +83,12 @@ pub struct DurableConfig {
 /// Why the executor did not start. Nothing was changed when the index refused.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The index file is gone. With an empty one every object would be an orphan, and swept.
+    #[error("{} is missing, and without it nothing in L3 can be found: restore it, or name another data_dir. Nothing was changed", file.display())]
+    Missing {
+        /// The file.
+        file: PathBuf,
+    },
     /// The index file cannot be used.
     #[error(transparent)]
     Index(#[from] OpenError),
@@ -228,9 +236,12 @@ struct Opened<C: Clock> {
 
 async fn open<C: Clock>(rt: &TokioRt<C>, config: &DurableConfig) -> Result<Opened<C>, StartError> {
     let io = |source| StartError::Io { dir: config.dir.clone(), source };
+    let file = config.dir.join(INDEX_FILE);
+    if !config.is_new && !file.try_exists().map_err(io)? {
+        return Err(StartError::Missing { file });
+    }
     fs::create_dir_all(&config.dir).map_err(io)?;
     let room = Room::new(&config.dir, config.bytes_max, config.disk_reserve);
-    let file = config.dir.join(INDEX_FILE);
     let index_pool = Pool::start("index").map_err(io)?;
     let index = RedbIndexStore::open(&file, config.index_cache_bytes, index_pool, room.clone())?;
     let blob_pool = Pool::start("blobs").map_err(io)?;
