@@ -19,6 +19,7 @@
 
 pub mod blob_format;
 pub mod executor;
+pub mod headroom;
 pub mod hit;
 pub mod local;
 pub mod manifest_format;

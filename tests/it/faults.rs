@@ -142,6 +142,87 @@ fn a_full_disk_is_507_and_nothing_is_lost() {
     drop(mounted);
 }
 
+/// Puts bodies of `bytes` under `prefix` until the disk is full; gives how many were kept.
+fn fill(node: &Node, prefix: &str, bytes: usize) -> usize {
+    let mut client = node.client();
+    for kept in 0..10_000 {
+        let answer = client.put(&format!("{prefix}{kept}"), &vec![kept as u8; bytes]);
+        if answer.status != 201 {
+            assert_eq!(answer.status, 507, "{}", answer.text());
+            assert!(answer.text().contains("disk-full"), "{}", answer.text());
+            return kept;
+        }
+    }
+    panic!("the disk never fills up");
+}
+
+fn delete(client: &mut Client, target: &str) {
+    let answer = client.request("DELETE", target, &[], &Body::None);
+    assert_eq!(answer.status, 204, "{target}: {}", answer.text());
+}
+
+#[test]
+fn a_full_disk_heals_by_deleting() {
+    const INLINE: usize = 10_000;
+    const BLOB: usize = 600_000;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("small");
+    fs::create_dir(&data).unwrap();
+    let _mounted = Mount::tmpfs(&data, 48 << 20);
+    let settings = ["--memory-max", "256MiB", "--set", "l2_bytes=0", "--set", "disk_reserve=0%"];
+    let sweeps = ["--set", "l3.blob_grace=100ms", "--set", "l3.sweep_interval=100ms"];
+    let settings = [&settings[..], &sweeps].concat();
+    let node = Node::start(&data, &settings);
+    for i in 0..500 {
+        let (target, ttl) = (format!("/s/{i}"), [("strata-ttl", "1")]);
+        assert_eq!(node.client().request("PUT", &target, &ttl, &Body::Sized(&[9; INLINE])).status, 201);
+    }
+    let blobs = fill(&node, "/b/", BLOB);
+    let inline = fill(&node, "/i/", INLINE);
+    assert!(blobs > 20 && inline > 20, "{blobs} {inline}");
+    // Somebody else takes the rest of the disk.
+    let mut other = fs::File::create(data.join("other")).unwrap();
+    let others = std::iter::repeat_with(|| other.write_all(&[1; 4096])).take_while(Result::is_ok).count();
+    assert!(others < 10_000, "the disk was full before");
+
+    let mut client = node.client();
+    (0..inline / 2).for_each(|i| delete(&mut client, &format!("/i/{i}")));
+    (0..2).for_each(|i| delete(&mut client, &format!("/b/{i}")));
+    node.kill();
+    let node = Node::start(&data, &settings);
+    let mut client = node.client();
+    for i in 0..inline {
+        let answer = client.get(&format!("/i/{i}"));
+        assert_eq!(answer.status, if i < inline / 2 { 404 } else { 200 }, "{i}");
+        assert!(answer.status == 404 || answer.body == vec![i as u8; INLINE], "{i}");
+    }
+    for i in 0..blobs {
+        let answer = client.get(&format!("/b/{i}"));
+        assert_eq!(answer.status, if i < 2 { 404 } else { 200 }, "{i}");
+        assert!(answer.status == 404 || answer.body == vec![i as u8; BLOB], "{i}");
+    }
+
+    // Pages that removals freed inside the index take bodies again, on a disk that has still no room.
+    let begun = Instant::now();
+    while client.put("/i/again", &[5; INLINE]).status != 201 {
+        // What has expired is kept for 30 s more.
+        assert!(begun.elapsed() < Duration::from_secs(60), "a sweep on a full disk gives nothing back");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(client.get("/i/again").body == [5; INLINE]);
+    // And blobs that are deleted give room to blobs.
+    (2..20).for_each(|i| delete(&mut client, &format!("/b/{i}")));
+    eventually("deleted blobs give nothing back", || node.client().put("/b/again", &[6; BLOB]).status == 201);
+    assert!(node.client().get("/b/again").body == [6; BLOB]);
+    node.kill();
+    let node = Node::start(&data, &settings);
+    assert!(node.client().get("/i/again").body == [5; INLINE] && node.client().get("/b/again").body == [6; BLOB]);
+    for i in 20..blobs {
+        assert!(node.client().get(&format!("/b/{i}")).body == vec![i as u8; BLOB], "{i}");
+    }
+    drop(node);
+}
+
 /// Flips one byte in every 256 of a file from `from` on.
 fn damage(path: &Path, from: u64) {
     let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! index.redb       manifests (redb)
+//! index.headroom   room for removals on a full disk
 //! blobs/ tmp/      bodies (local)
 //! ```
 //!

@@ -3,8 +3,8 @@
 //!
 //! Invariant: `used` is exact: bytes of committed blob files, plus bytes reserved by writes under way, plus keys and
 //! values in the index. It is counted as things happen and found again by listing at start. Behaviour at the bound:
-//! writes are refused with [`Reason::QuotaFull`] or [`Reason::DiskFull`]; deletions and tombstones are not, until the
-//! disk has no room at all: they are written, too.
+//! writes are refused with [`Reason::QuotaFull`] or [`Reason::DiskFull`]; deletions and tombstones are not: they may
+//! use the disk's reserve, and the [`Headroom`] of the index when there is none.
 
 use std::{
     io,
@@ -12,6 +12,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use super::headroom::Headroom;
 use crate::{cache::Cause, config::Reserve, reason::Reason, storage::traits::StoreError};
 
 /// The room shared by a blob store and an index. Clones are the same room; it crosses threads.
@@ -26,6 +27,7 @@ struct Shared {
     bytes_max: Option<u64>,
     reserve: Reserve,
     used: Mutex<Used>,
+    headroom: Headroom,
 }
 
 /// Bytes in use.
@@ -51,7 +53,8 @@ impl Room {
     /// At most `bytes_max` bytes, on the file system of `dir`, of which `reserve` stays free.
     #[must_use]
     pub fn new(dir: &Path, bytes_max: Option<u64>, reserve: Reserve) -> Self {
-        let shared = Shared { dir: dir.into(), bytes_max, reserve, used: Mutex::default() };
+        let shared =
+            Shared { dir: dir.into(), bytes_max, reserve, used: Mutex::default(), headroom: Headroom::default() };
         Self { shared: Arc::new(shared) }
     }
 
@@ -98,29 +101,34 @@ impl Room {
         }
     }
 
-    /// Whether the disk takes `bytes` more above its reserve. A system call; for threads that may block.
+    /// What removals have for themselves.
+    #[must_use]
+    pub fn headroom(&self) -> &Headroom {
+        &self.shared.headroom
+    }
+
+    /// Whether the disk takes `bytes` more above its reserve, to which belongs what is missing of the headroom. A
+    /// system call; for threads that may block.
     ///
     /// # Errors
     /// [`StoreError::Full`], or the file system does not answer.
     pub fn check_disk(&self, bytes: u64) -> Result<(), StoreError> {
         let disk = rustix::fs::statvfs(&self.shared.dir).map_err(|errno| failed(errno.into()))?;
         let reserve = self.shared.reserve.of(disk.f_blocks * disk.f_frsize);
-        if (disk.f_bavail * disk.f_frsize).saturating_sub(reserve) < bytes {
+        let kept = reserve.saturating_add(self.headroom().missing());
+        if (disk.f_bavail * disk.f_frsize).saturating_sub(kept) < bytes {
             return Err(StoreError::Full { reason: Reason::DiskFull });
         }
         Ok(())
     }
 
-    /// Whether the disk takes `bytes` more at all, its reserve used up. A system call; for threads that may block.
+    /// Bytes the disk takes at all, its reserve used up. A system call; for threads that may block.
     ///
     /// # Errors
-    /// [`StoreError::Full`], or the file system does not answer.
-    pub fn check_floor(&self, bytes: u64) -> Result<(), StoreError> {
+    /// The file system does not answer.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
         let disk = rustix::fs::statvfs(&self.shared.dir).map_err(|errno| failed(errno.into()))?;
-        if disk.f_bavail.saturating_mul(disk.f_frsize) < bytes {
-            return Err(StoreError::Full { reason: Reason::DiskFull });
-        }
-        Ok(())
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// An empty reservation for a blob.
@@ -165,12 +173,17 @@ impl Drop for Reservation {
     }
 }
 
+/// Whether the system has no room, or none for us.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// An I/O error as a store's: a full disk by its name, anything else as certainly not done.
 pub(super) fn failed(error: io::Error) -> StoreError {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { reason: Reason::DiskFull },
-        _ => StoreError::Failed(Arc::new(error)),
+    if is_full(&error) {
+        return StoreError::Full { reason: Reason::DiskFull };
     }
+    StoreError::Failed(Arc::new(error))
 }
 
 /// A job that panicked: a bug, and the state of what it did is not known.

@@ -130,6 +130,7 @@ impl Files {
 
     /// Writes the rest, makes the file durable and gives it its name.
     fn commit(&self, mut draft: Draft, id: &BlobId, rest: &[u8], offset: u64) -> Result<(), StoreError> {
+        self.room.check_disk(rest.len() as u64)?;
         self.write(&draft.file, rest, offset)?;
         self.sync(&draft.file).map_err(failed)?;
         let dir = self.make_fan(id).map_err(failed)?;

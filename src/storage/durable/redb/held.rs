@@ -3,6 +3,11 @@
 //! [`Held`] keeps what redb writes while it opens a file (the repair after a crash, the mark that it is open) in
 //! memory until the caller has seen that the file is an index it understands; then it lets the writes go, in their
 //! order and with their syncs, and passes everything through. A file that is refused was not written to.
+//!
+//! A write that finds no room is tried once more with the [`Headroom`] given up: an I/O error would be the last thing
+//! redb does.
+//!
+//! [`Headroom`]: crate::storage::durable::headroom::Headroom
 
 use std::{
     io,
@@ -15,6 +20,8 @@ use std::{
 
 use redb::{BackendError, StorageBackend};
 
+use crate::storage::durable::room::{Room, is_full};
+
 /// Most bytes kept back; a repair writes some pages. More fails the opening.
 const HELD_BYTES_MAX: usize = 16 << 20;
 
@@ -25,6 +32,7 @@ pub(super) struct Held(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     below: Box<dyn StorageBackend>,
+    room: Room,
     /// Nothing is held any more: the way past the lock.
     released: AtomicBool,
     held: Mutex<Option<Writes>>,
@@ -46,10 +54,10 @@ enum Write {
 }
 
 impl Held {
-    pub(super) fn new(below: Box<dyn StorageBackend>) -> io::Result<Self> {
+    pub(super) fn new(below: Box<dyn StorageBackend>, room: Room) -> io::Result<Self> {
         let len = below.len()?;
         let held = Mutex::new(Some(Writes { log: Vec::new(), bytes: 0, len }));
-        Ok(Self(Arc::new(Inner { below, released: AtomicBool::new(false), held })))
+        Ok(Self(Arc::new(Inner { below, room, released: AtomicBool::new(false), held })))
     }
 
     /// Writes what was held back, and holds nothing any more.
@@ -58,14 +66,21 @@ impl Held {
         if let Some(writes) = held.take() {
             for write in writes.log {
                 match write {
-                    Write::Bytes(offset, bytes) => self.0.below.write(offset, &bytes)?,
-                    Write::Length(len) => self.0.below.set_len(len)?,
+                    Write::Bytes(offset, bytes) => self.with_headroom(|below| below.write(offset, &bytes))?,
+                    Write::Length(len) => self.with_headroom(|below| below.set_len(len))?,
                     Write::Sync => self.0.below.sync_data()?,
                 }
             }
         }
         self.0.released.store(true, Ordering::Release);
         Ok(())
+    }
+
+    fn with_headroom(&self, write: impl Fn(&dyn StorageBackend) -> io::Result<()>) -> io::Result<()> {
+        match write(&*self.0.below) {
+            Err(error) if is_full(&error) && self.0.room.headroom().give_up() => write(&*self.0.below),
+            written => written,
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Writes>> {
@@ -153,7 +168,7 @@ impl StorageBackend for Held {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.either(|below| below.set_len(len), |held, _| held.push(Write::Length(len)))
+        self.either(|_| self.with_headroom(|below| below.set_len(len)), |held, _| held.push(Write::Length(len)))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -161,7 +176,10 @@ impl StorageBackend for Held {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.either(|below| below.write(offset, data), |held, _| held.push(Write::Bytes(offset, data.into())))
+        self.either(
+            |_| self.with_headroom(|below| below.write(offset, data)),
+            |held, _| held.push(Write::Bytes(offset, data.into())),
+        )
     }
 
     fn close(&self) -> io::Result<()> {
@@ -195,9 +213,72 @@ impl StorageBackend for Held {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+
     use redb::backends::InMemoryBackend;
 
     use super::*;
+    use crate::{config::Reserve, storage::durable::headroom::HEADROOM_BYTES};
+
+    fn room() -> Room {
+        Room::new(Path::new("/"), None, Reserve::Bytes(0))
+    }
+
+    /// A file that shares its disk with the headroom and nothing else.
+    #[derive(Debug)]
+    struct Tight {
+        file: InMemoryBackend,
+        headroom: PathBuf,
+    }
+
+    impl StorageBackend for Tight {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.file.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            if fs::metadata(&self.headroom)?.len() > 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.file.write(offset, data)
+        }
+    }
+
+    #[test]
+    fn a_write_that_finds_no_room_is_given_the_headroom() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("headroom");
+        let room = Room::new(dir.path(), None, Reserve::Bytes(0));
+        room.headroom().hold(&path).expect("a folder with room");
+        let below = Tight { file: InMemoryBackend::new(), headroom: path };
+        below.set_len(64).expect("in memory");
+        let held = Held::new(Box::new(below), room.clone()).expect("a length");
+        held.write(0, &[7; 8]).expect("kept");
+        assert_eq!(room.headroom().times_given_up(), 0, "nothing was written yet");
+        held.release().expect("with the headroom");
+        assert_eq!((room.headroom().times_given_up(), room.headroom().missing()), (1, HEADROOM_BYTES));
+        room.headroom().regain().expect("a folder with room");
+        held.write(8, &[8; 8]).expect("with the headroom");
+        assert_eq!(room.headroom().times_given_up(), 2);
+        let mut out = [0; 16];
+        held.read(0, &mut out).expect("within");
+        assert_eq!(out, [[7; 8], [8; 8]].as_flattened());
+    }
 
     #[test]
     fn what_is_held_back_reads_as_written_and_is_written_on_release() {
@@ -208,7 +289,7 @@ mod tests {
             let mut model = vec![7_u8; 64];
             below.set_len(64).expect("in memory");
             below.write(0, &model).expect("in memory");
-            let held = Held::new(Box::new(below)).expect("a length");
+            let held = Held::new(Box::new(below), room()).expect("a length");
             for step in 0..40 {
                 if step == 30 {
                     let before = held.0.below.len().expect("in memory");
@@ -239,7 +320,7 @@ mod tests {
 
     #[test]
     fn it_holds_only_so_much() {
-        let held = Held::new(Box::new(InMemoryBackend::new())).expect("a length");
+        let held = Held::new(Box::new(InMemoryBackend::new()), room()).expect("a length");
         held.write(0, &vec![1; HELD_BYTES_MAX]).expect("just enough");
         assert!(held.write(0, &[1]).is_err());
     }

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind},
+    os::unix::fs::MetadataExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
@@ -24,6 +25,9 @@ use crate::storage::{
     durable::{pool::Pool, room::Room},
     traits::StoreError,
 };
+
+/// What the file with the room for removals is called, beside that of the index.
+const HEADROOM_EXTENSION: &str = "headroom";
 
 /// Why an index file was not opened. The file is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +60,8 @@ pub enum OpenError {
 
 impl RedbIndexStore {
     /// Opens or makes the index `file`, caching at most `cache_bytes` of it, with reads on `pool` and its bytes
-    /// counted into `room`. Blocks; after an unclean stop it reads the whole file.
+    /// counted into `room`, whose headroom is then kept beside it. Blocks; after an unclean stop it reads the whole
+    /// file.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was changed then.
@@ -73,14 +78,17 @@ impl RedbIndexStore {
             return Err(OpenError::Unreadable { file: file.into(), what: "it is empty".into() });
         }
         let backend = FileBackend::new(opened).map_err(|error| refused(file, error.into()))?;
-        let held = Held::new(Box::new(backend)).map_err(io)?;
+        let held = Held::new(Box::new(backend), room.clone()).map_err(io)?;
         let (db, counters) = guarded(file, || {
             let db = builder.create_with_backend(held.clone()).map_err(|error| refused(file, error.into()))?;
             let counters = check(file, &db.begin_read().map_err(|error| refused(file, error.into()))?)?;
             Ok((db, counters))
         })?;
+        // A node that was killed on a full disk comes back: the repair may need room.
+        room.headroom().hold(&file.with_extension(HEADROOM_EXTENSION)).map_err(io)?;
         held.release().map_err(io)?;
-        Self::start(db, pool, room, counters).map_err(io)
+        let file_bytes = fs::metadata(file).map_err(io)?.blocks() * 512;
+        Self::start(db, pool, room, counters, file_bytes).map_err(io)
     }
 
     /// An index on any storage redb can use: for tests of failing ones. An empty one is filled in.
@@ -98,17 +106,18 @@ impl RedbIndexStore {
         let db = builder.create_with_backend(backend).map_err(failed)?;
         fill_in(&db).map_err(failed)?;
         let counters = Counters::load(&db.begin_read().map_err(failed)?.open_table(META).map_err(failed)?)?;
-        Self::start(db, pool, room, counters).map_err(|error| StoreError::Failed(Arc::new(error)))
+        Self::start(db, pool, room, counters, 0).map_err(|error| StoreError::Failed(Arc::new(error)))
     }
 
-    fn start(db: Database, pool: Pool, room: Room, counters: Counters) -> io::Result<Self> {
+    /// `file_bytes`: what the file takes of the disk, 0 if that is not known.
+    fn start(db: Database, pool: Pool, room: Room, counters: Counters, file_bytes: u64) -> io::Result<Self> {
         room.set_index(counters.bytes);
         let shared = Arc::new(Shared::default());
         counters.show(&mut shared.stats.lock().unwrap_or_else(PoisonError::into_inner));
         let db = Arc::new(db);
         let jobs = mailbox(QUEUE_MAX);
         let sender = jobs.sender(QUEUE_MAX);
-        let thread = writer::start(db.clone(), jobs, shared.clone(), room, counters)?;
+        let thread = writer::start(db.clone(), jobs, shared.clone(), room, counters, file_bytes)?;
         let writer = Arc::new(Writer { jobs: sender, thread: Some(thread) });
         Ok(Self { db, pool, shared, writer })
     }

@@ -2,10 +2,15 @@
 //!
 //! | what goes wrong                       | its mutations                         | later ones           |
 //! |---------------------------------------|---------------------------------------|----------------------|
-//! | too little room, asked before         | [`StoreError::Full`]                  | go on                |
+//! | too little room, asked before         | [`StoreError::Full`]; removals go on  | go on                |
 //! | damage that redb tells                | [`StoreError::Corrupted`]             | go on                |
 //! | I/O error or panic before the commit  | `Full` or `Failed`: nothing changed   | refused: [`Poisoned`]|
 //! | anything in the commit                | [`StoreError::Unknown`]               | refused: [`Poisoned`]|
+//!
+//! On a full disk entries are removed in small transactions, into the headroom if need be, and pages that this freed
+//! inside the file take new ones again. redb does not say how many are free; but the file has held a known number of
+//! bytes when it last had to grow ([`Writer::held_max`]), and up to [`REFILL`] of that is taken without asking the
+//! disk. If that is once too much, the headroom pays, and the number is corrected.
 
 use std::{
     io,
@@ -24,6 +29,7 @@ use super::{
 };
 use crate::{
     cache::{Cause, Version},
+    reason::Reason,
     storage::{
         durable::{
             Poisoned, manifest_format,
@@ -44,6 +50,18 @@ pub const BATCH_BYTES_MAX: u64 = 8 << 20;
 
 /// Room a mutation may take beside its own bytes: the pages on its way are copied, in three tables.
 const PAGES_BYTES: u64 = 64 << 10;
+
+/// Room a mutation may take on a full disk, beside its own bytes: leaves with large bodies are copied, too.
+const TIGHT_PAGES_BYTES: u64 = 256 << 10;
+
+/// How much of what the index once held fits into its file again, whatever the sizes: numerator, denominator.
+const REFILL: (u64, u64) = (7, 8);
+
+/// Bytes the file may take of the disk for each byte held: leaves are at least a third full.
+const SPREAD: u64 = 3;
+
+/// What a file takes that holds nothing.
+const EMPTY_FILE_BYTES: u64 = 8 << 20;
 
 pub(super) enum Mutation {
     Put { expected: Option<Version>, manifest: Manifest },
@@ -74,15 +92,18 @@ pub(super) struct Job {
     pub(super) reply: Reply<Result<Swap, StoreError>>,
 }
 
-/// Starts the writer. It ends, with all that was queued committed, when every sender is gone.
+/// Starts the writer on a file that takes `file_bytes` of the disk. It ends, with all that was queued committed, when
+/// every sender is gone.
 pub(super) fn start(
     db: Arc<Database>,
     mut jobs: Receiver<Job>,
     shared: Arc<Shared>,
     room: Room,
     counters: Counters,
+    file_bytes: u64,
 ) -> io::Result<JoinHandle<()>> {
-    let mut writer = Writer { db, shared, room, counters };
+    let held_max = counters.bytes.max(file_bytes.saturating_sub(EMPTY_FILE_BYTES) / SPREAD);
+    let mut writer = Writer { db, shared, room, counters, held_max };
     thread::Builder::new().name("index-writer".into()).spawn(move || {
         while let Some(first) = jobs.recv_blocking() {
             let mut bytes = first.mutation.bytes();
@@ -104,6 +125,8 @@ struct Writer {
     shared: Arc<Shared>,
     room: Room,
     counters: Counters,
+    /// Bytes of entries for which the file has pages.
+    held_max: u64,
 }
 
 /// A transaction that was not committed, or may have been.
@@ -142,14 +165,37 @@ struct Said(String);
 impl Writer {
     fn write(&mut self, batch: Vec<Job>, bytes: u64) {
         let (mutations, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|job| (job.mutation, job.reply)).unzip();
+        if let Err(error) = self.room.headroom().regain() {
+            tracing::warn!(%error, "the headroom of the index cannot be taken back");
+        }
         // An I/O error would be the last thing redb does: a full disk is told before it is met.
-        let floor = PAGES_BYTES * mutations.len() as u64 + 2 * bytes;
-        let outcomes = match self.room.check_floor(floor) {
-            Ok(()) => self.outcomes(&mutations, &self.room.check_disk(bytes)),
-            Err(full) => vec![Err(full); mutations.len()],
+        let wanted = PAGES_BYTES * mutations.len() as u64 + 2 * bytes;
+        let outcomes = match self.room.check_disk(bytes).and_then(|()| self.room.free_bytes()) {
+            Ok(free) if free >= wanted => self.outcomes(&mutations, &Ok(())),
+            Ok(_) | Err(StoreError::Full { .. }) => self.tight(&mutations),
+            Err(failed) => vec![Err(failed); mutations.len()],
         };
         // Whoever left meanwhile does not want to know.
         replies.into_iter().zip(outcomes).for_each(|(reply, outcome)| drop(reply.send(outcome)));
+    }
+
+    /// The outcome of each mutation on a full disk, in transactions as large as its last room allows.
+    fn tight(&mut self, mutations: &[Mutation]) -> Vec<Result<Swap, StoreError>> {
+        let full = StoreError::Full { reason: Reason::DiskFull };
+        let mut outcomes = Vec::with_capacity(mutations.len());
+        while let Some(rest) = mutations.get(outcomes.len()..).filter(|rest| !rest.is_empty()) {
+            let mut last = self.room.free_bytes().unwrap_or(0).saturating_add(self.room.headroom().held());
+            let fitting = rest.iter().take_while(|mutation| {
+                let left = last.checked_sub(TIGHT_PAGES_BYTES + 2 * mutation.bytes());
+                last = left.unwrap_or(0);
+                left.is_some()
+            });
+            match fitting.count() {
+                0 => outcomes.push(Err(full.clone())),
+                count => outcomes.extend(self.outcomes(&rest[..count], &Err(full.clone()))),
+            }
+        }
+        outcomes
     }
 
     /// The outcome of each mutation, in one transaction.
@@ -183,6 +229,7 @@ impl Writer {
         let write = begin(&self.db)?;
         let count = mutations.len();
         let mut counters = self.counters;
+        let given_up = self.room.headroom().times_given_up();
         let mut outcomes = Vec::with_capacity(count);
         {
             let mut batch = Batch {
@@ -194,6 +241,7 @@ impl Writer {
                 room: &self.room,
                 shared: &self.shared,
                 disk,
+                refill_to: self.held_max / REFILL.1 * REFILL.0,
             };
             for mutation in mutations {
                 outcomes.push(batch.apply(mutation)?);
@@ -207,6 +255,11 @@ impl Writer {
         }
         *committing = true;
         write.commit().map_err(|error| Failure::in_doubt(Arc::new(error)))?;
+        self.held_max = if self.room.headroom().times_given_up() == given_up {
+            self.held_max.max(counters.bytes)
+        } else {
+            self.counters.bytes
+        };
         self.counters = counters;
         self.room.set_index(counters.bytes);
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -228,6 +281,8 @@ struct Batch<'a, 't> {
     room: &'a Room,
     shared: &'a Shared,
     disk: &'a Result<(), StoreError>,
+    /// Bytes of entries up to which the disk is not asked for more.
+    refill_to: u64,
 }
 
 /// An entry as the counters see it.
@@ -276,7 +331,9 @@ impl Batch<'_, '_> {
             let more =
                 ((manifest.path.len() + value.len()) as u64).saturating_sub(old.as_ref().map_or(0, |old| old.bytes));
             let grown = (self.counters.bytes + more).saturating_sub(self.bytes_before);
-            if let Err(full) = self.disk.clone().and_then(|()| self.room.check_index(grown)) {
+            let is_refill = self.counters.bytes + more <= self.refill_to;
+            let disk = if is_refill { Ok(()) } else { self.disk.clone() };
+            if let Err(full) = disk.and_then(|()| self.room.check_index(grown)) {
                 return Ok(Err(full));
             }
         }
