@@ -56,6 +56,12 @@ impl Operation {
 pub enum Fault {
     /// The request makes no sense.
     Malformed,
+    /// The request needs something of the protocol that this node does not do.
+    NotImplemented,
+    /// The client expects what this node does not do.
+    Expectation,
+    /// The body must be announced.
+    LengthRequired,
     /// The method is not one of the door's.
     Method,
     /// The key is too long.

@@ -1,6 +1,6 @@
 //! HTTP as this node speaks it: from request heads to values, from outcomes to response heads.
 //!
-//! In reading order: [`target`] (which key), [`conditions`] (whether), [`range`] (how much), [`freshness`] (how
+//! In reading order: [`framing`] (where it ends), [`target`] (which key), [`conditions`] (whether), [`range`] (how much), [`freshness`] (how
 //! long), [`stored`] (what is kept beside the body), [`answer`] (what is said). Uses the vocabulary of crate `http`
 //! only: no server library, no body, no I/O; the current time is an argument.
 //!
@@ -9,6 +9,7 @@
 
 pub mod answer;
 pub mod conditions;
+pub mod framing;
 pub mod freshness;
 pub mod range;
 pub mod stored;

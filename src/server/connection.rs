@@ -410,6 +410,7 @@ where
             .header_read_timeout(None)
             .auto_date_header(false)
             .max_buf_size(BUFFER_BYTES_MAX)
+            .max_header_size(BUFFER_BYTES_MAX)
             .serve_connection(io, service)
     );
     let mut finishing = false;

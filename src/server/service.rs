@@ -33,7 +33,7 @@ use crate::{
             answer::Object,
             body_max,
             conditions::{Verdict, is_strong_etag},
-            length_max, operation,
+            framing, length_max, operation,
             range::Resolved,
         },
         refused,
@@ -112,7 +112,10 @@ where
         let mut body = Upload { body, over: false };
         let operation = operation(&head.method);
         let mut ticket = None;
-        let answered = match Request::read(&head.method, &head.uri, &head.headers, self.settings.hash_seed) {
+        let framed = framing::check(head.version, operation, &head.headers);
+        let is_framed = framed.is_ok();
+        let read = framed.and_then(|()| Request::read(&head.method, &head.uri, &head.headers, self.settings.hash_seed));
+        let answered = match read {
             Ok(request) => match self.inflight.enter(began).await {
                 Some(entered) => self.carry_out(&request, &head.headers, &mut body, ticket.insert(entered)).await,
                 None => Err(overload()),
@@ -126,8 +129,9 @@ where
             }
             response.body_mut().holds(ticket);
         }
-        // Nobody asked for the rest of the body. HTTP/2 resets the stream by itself.
-        if head.version < HttpVersion::HTTP_2 && !body.is_over() && !drained(&head.headers, &mut body).await {
+        // Nobody asked for the rest of the body, or knows where it ends. HTTP/2 resets the stream by itself.
+        let goes_on = async { is_framed && (body.is_over() || drained(&head.headers, &mut body).await) };
+        if head.version < HttpVersion::HTTP_2 && !goes_on.await {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response.headers_mut().insert(DATE, self.date());

@@ -273,6 +273,9 @@ pub fn unread(refusal: &Refusal) -> Response<Bytes> {
 pub const fn status(fault: Fault) -> StatusCode {
     match fault {
         Fault::Malformed => StatusCode::BAD_REQUEST,
+        Fault::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+        Fault::Expectation => StatusCode::EXPECTATION_FAILED,
+        Fault::LengthRequired => StatusCode::LENGTH_REQUIRED,
         Fault::NotFound => StatusCode::NOT_FOUND,
         Fault::Method => StatusCode::METHOD_NOT_ALLOWED,
         Fault::Precondition => StatusCode::PRECONDITION_FAILED,

@@ -7,7 +7,7 @@ use engine::{clock::Clock as _, rt::Rt as _};
 use super::world::{Client, World, get, put};
 use crate::{
     cache::Tier,
-    server::connection::{Limits, SWEEP},
+    server::connection::{BUFFER_BYTES_MAX, Limits, SWEEP},
     storage::memory::{Fault, Gate, Op},
 };
 
@@ -210,5 +210,19 @@ fn an_answer_before_the_end_of_a_large_body_is_read_and_the_connection_ends() {
             }
         });
         assert_eq!(world.connections.open(), 0);
+    }
+}
+
+#[test]
+fn a_head_may_be_as_long_as_the_bound_and_no_longer() {
+    for (seed, read_max) in [(1, usize::MAX), (2, 999)] {
+        for (more, status) in [(0, 404), (1, 431)] {
+            let world = World::new(seed);
+            let before = "GET /img/x HTTP/1.1\r\nhost: h\r\nx-long: ";
+            let long = "x".repeat(BUFFER_BYTES_MAX - before.len() - 4 + more);
+            let mut client = world.connect_slow(read_max);
+            let answer = world.sim.block_on(client.ask(format!("{before}{long}\r\n\r\n")));
+            assert_eq!(answer.status, status, "{more} bytes beyond");
+        }
     }
 }
