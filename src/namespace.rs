@@ -12,6 +12,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,7 +23,7 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 
 use crate::{
-    cache::{PurgeReport, Stored, Tier, TierOutcome},
+    cache::{PurgeReport, Stored, Tier},
     policy::{Effective, NAMESPACES_MAX, VersionedPolicy},
     reason::{Reason, ReasonCounts},
 };
@@ -311,10 +312,16 @@ impl Namespaces {
     }
 }
 
+/// What the tiers did not keep of a namespace's objects, or were not given, by reason. Most pairs never come up, and
+/// a node has thousands of namespaces: only those that did take room.
+pub type Drops = BTreeMap<(Tier, Reason), u64>;
+
 /// What happened in a namespace on one shard. Single-threaded; shards are summed by the reader.
 #[derive(Debug, Default)]
 pub struct NamespaceCounters {
     hits: [Cell<u64>; 4],
+    promotions: [Cell<u64>; 4],
+    evictions: Cell<u64>,
     writes: Cell<u64>,
     deletes: Cell<u64>,
     purges: Cell<u64>,
@@ -322,7 +329,7 @@ pub struct NamespaceCounters {
     bytes_out: Cell<u64>,
     misses: RefCell<ReasonCounts>,
     refused: RefCell<ReasonCounts>,
-    dropped: RefCell<ReasonCounts>,
+    drops: RefCell<Drops>,
 }
 
 impl NamespaceCounters {
@@ -341,15 +348,25 @@ impl NamespaceCounters {
         add(&self.bytes_out, bytes);
     }
 
-    /// A committed write: one write, its bytes, and each tier that did not keep it with its reason.
+    /// A committed write and its bytes. The tiers that did not keep it are counted as that comes out.
     pub fn stored(&self, stored: &Stored) {
         add(&self.writes, 1);
         add(&self.bytes_in, stored.length);
-        for outcome in stored.tiers.into_iter().flatten() {
-            if let TierOutcome::Dropped(reason) = outcome {
-                self.dropped.borrow_mut().count(reason);
-            }
-        }
+    }
+
+    /// `tier` did not keep an object of it, or was not given one.
+    pub fn dropped(&self, tier: Tier, reason: Reason) {
+        *self.drops.borrow_mut().entry((tier, reason)).or_default() += 1;
+    }
+
+    /// An object was copied up into `tier`.
+    pub fn promoted(&self, tier: Tier) {
+        add(&self.promotions[tier as usize], 1);
+    }
+
+    /// An object left L0 to make room.
+    pub fn evicted(&self) {
+        add(&self.evictions, 1);
     }
 
     /// A write, delete or purge that was not done.
@@ -370,7 +387,9 @@ impl NamespaceCounters {
     fn snapshot(&self, name: &str) -> NamespaceSnapshot {
         NamespaceSnapshot {
             name: name.into(),
-            hits: [0, 1, 2, 3].map(|tier: usize| self.hits[tier].get()),
+            hits: self.hits.each_ref().map(Cell::get),
+            promotions: self.promotions.each_ref().map(Cell::get),
+            evictions: self.evictions.get(),
             writes: self.writes.get(),
             deletes: self.deletes.get(),
             purges: self.purges.get(),
@@ -378,15 +397,15 @@ impl NamespaceCounters {
             bytes_out: self.bytes_out.get(),
             misses: self.misses.borrow().clone(),
             refused: self.refused.borrow().clone(),
-            dropped: self.dropped.borrow().clone(),
+            drops: self.drops.borrow().clone(),
         }
     }
 
     fn absorb(&self, other: &Self) {
-        for (mine, theirs) in self.hits.iter().zip(&other.hits) {
-            add(mine, theirs.get());
-        }
+        let by_tier = self.hits.iter().zip(&other.hits).chain(self.promotions.iter().zip(&other.promotions));
+        by_tier.for_each(|(mine, theirs)| add(mine, theirs.get()));
         for (mine, theirs) in [
+            (&self.evictions, &other.evictions),
             (&self.writes, &other.writes),
             (&self.deletes, &other.deletes),
             (&self.purges, &other.purges),
@@ -395,16 +414,21 @@ impl NamespaceCounters {
         ] {
             add(mine, theirs.get());
         }
-        for (mine, theirs) in
-            [(&self.misses, &other.misses), (&self.refused, &other.refused), (&self.dropped, &other.dropped)]
-        {
+        for (mine, theirs) in [(&self.misses, &other.misses), (&self.refused, &other.refused)] {
             mine.borrow_mut().merge(&theirs.borrow());
         }
+        merge(&mut self.drops.borrow_mut(), &other.drops.borrow());
     }
 }
 
 fn add(cell: &Cell<u64>, n: u64) {
     cell.set(cell.get().wrapping_add(n));
+}
+
+fn merge(mine: &mut Drops, theirs: &Drops) {
+    for (what, n) in theirs {
+        *mine.entry(*what).or_default() += n;
+    }
 }
 
 /// The counters of one namespace at one moment, to be sent to the admin door.
@@ -414,6 +438,10 @@ pub struct NamespaceSnapshot {
     pub name: Box<str>,
     /// Reads answered, by tier, indexed by [`Tier`].
     pub hits: [u64; 4],
+    /// Objects copied up, by tier they were copied into.
+    pub promotions: [u64; 4],
+    /// Objects that left L0 to make room.
+    pub evictions: u64,
     /// Writes committed.
     pub writes: u64,
     /// Deletes that removed something.
@@ -428,16 +456,16 @@ pub struct NamespaceSnapshot {
     pub misses: ReasonCounts,
     /// Writes, deletes and purges not done, by reason.
     pub refused: ReasonCounts,
-    /// Tiers that did not keep a committed object, by reason.
-    pub dropped: ReasonCounts,
+    /// What tiers did not keep, or were not given.
+    pub drops: Drops,
 }
 
 impl NamespaceSnapshot {
     /// Adds what another shard counted for the same namespace.
     pub fn merge(&mut self, other: &Self) {
-        for (mine, theirs) in self.hits.iter_mut().zip(other.hits) {
-            *mine += theirs;
-        }
+        let by_tier = self.hits.iter_mut().zip(other.hits).chain(self.promotions.iter_mut().zip(other.promotions));
+        by_tier.for_each(|(mine, theirs)| *mine += theirs);
+        self.evictions += other.evictions;
         self.writes += other.writes;
         self.deletes += other.deletes;
         self.purges += other.purges;
@@ -445,7 +473,7 @@ impl NamespaceSnapshot {
         self.bytes_out += other.bytes_out;
         self.misses.merge(&other.misses);
         self.refused.merge(&other.refused);
-        self.dropped.merge(&other.dropped);
+        merge(&mut self.drops, &other.drops);
     }
 }
 
@@ -558,20 +586,28 @@ mod tests {
         for version in 2..20 {
             let name = format!("v{version}");
             namespaces.set_policy(policy(version, &json!({"namespaces": {name.as_str(): {}}})));
-            namespaces.for_write(&name).expect("declared").counters.hit(Tier::L2);
+            let counters = &namespaces.for_write(&name).expect("declared").counters;
+            counters.hit(Tier::L2);
+            counters.dropped(Tier::L0, Reason::Gate);
+            counters.promoted(Tier::L0);
+            counters.evicted();
         }
         assert_eq!(names(&namespaces).len(), 3, "other, memcached, v19");
         let hits: u64 = namespaces.snapshot().iter().map(|snapshot| snapshot.hits[2]).sum();
         assert_eq!(hits, 18);
+        let mut all = NamespaceSnapshot::default();
+        namespaces.snapshot().iter().for_each(|one| all.merge(one));
+        assert_eq!((all.promotions[0], all.evictions, all.drops[&(Tier::L0, Reason::Gate)]), (18, 18, 18));
     }
 
     #[test]
     fn everything_is_counted_once() {
         let (_, namespaces) = open();
         let counters = &namespaces.for_write("img").expect("open").counters;
-        let mut stored = Stored::kept(Tier::L3, Version(1), 10, None);
-        stored.tiers[0] = Some(TierOutcome::Dropped(Reason::Gate));
-        counters.stored(&stored);
+        counters.stored(&Stored::kept(Tier::L3, Version(1), 10, None));
+        counters.dropped(Tier::L0, Reason::Gate);
+        counters.promoted(Tier::L2);
+        counters.evicted();
         counters.hit(Tier::L0);
         counters.sent(4);
         counters.miss(Reason::Expired);
@@ -585,6 +621,7 @@ mod tests {
         assert_eq!((twice.bytes_in, twice.bytes_out), (20, 8));
         assert_eq!(twice.misses.iter().collect::<Vec<_>>(), [(Reason::Expired, 2)]);
         assert_eq!(twice.refused.iter().collect::<Vec<_>>(), [(Reason::BodyMax, 2)]);
-        assert_eq!(twice.dropped.iter().collect::<Vec<_>>(), [(Reason::Gate, 2)]);
+        assert_eq!((twice.promotions, twice.evictions), ([0, 0, 2, 0], 2));
+        assert_eq!(twice.drops, Drops::from([((Tier::L0, Reason::Gate), 2)]));
     }
 }

@@ -14,6 +14,7 @@ mod command;
 mod control;
 mod logs;
 mod shard;
+mod shortage;
 mod view;
 
 use std::{
@@ -318,6 +319,7 @@ impl Parts<'_> {
             registry: running.registry.clone(),
             changing: tokio::sync::Mutex::new(()),
             wrong: Mutex::default(),
+            shortage: Mutex::default(),
             stopping: AtomicBool::new(false),
         }
     }

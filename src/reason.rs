@@ -108,8 +108,6 @@ reasons! {
     // Room.
     /// Evicted to make room.
     Evicted = "evicted",
-    /// Replaced by a newer version.
-    Replaced = "replaced",
     /// Removed by a purge, a delete or a newer copy above.
     Removed = "removed",
     /// No room could be made in RAM.

@@ -14,7 +14,7 @@ use prometheus_client::{
 
 use crate::{
     control::Health,
-    view::{BuildView, NamespaceView, StatsView, TierState, TierView},
+    view::{BuildView, DoorView, NamespaceTierView, NamespaceView, Reasons, StatsView, TierState, TierView},
 };
 
 /// What a scraper is told it gets.
@@ -43,6 +43,7 @@ impl Collector for Scrape {
         let mut page = Page(encoder);
         self.node(&mut page)?;
         self.reads(&mut page)?;
+        self.doors(&mut page)?;
         self.tiers(&mut page)?;
         self.commits(&mut page)?;
         self.namespaces(&mut page)?;
@@ -73,7 +74,9 @@ impl Scrape {
     fn reads(&self, page: &mut Page<'_>) -> Result<(), Error> {
         page.by("hits", "Reads answered, by the tier that answered", self, "tier", |namespace| &namespace.hits)?;
         page.by("misses", "Reads answered with not here", self, "reason", |namespace| &namespace.misses)?;
-        page.by("rejections", "Requests refused or failed", self, "reason", |namespace| &namespace.rejections)
+        page.by("rejections", "Writes, deletes and purges refused or failed", self, "reason", |namespace| {
+            &namespace.rejections
+        })
     }
 
     fn namespaces(&self, page: &mut Page<'_>) -> Result<(), Error> {
@@ -91,40 +94,90 @@ impl Scrape {
         counter("purges", "Purges of single keys", None, |view| view.purges)?;
         counter("sent", "Body bytes sent to clients", Some(Unit::Bytes), |view| view.sent_bytes)?;
         counter("received", "Body bytes taken from clients", Some(Unit::Bytes), |view| view.received_bytes)?;
-        let mut gauge = |name, help, unit, value: fn(&NamespaceView) -> Option<u64>| {
-            let samples = self.stats.namespaces.iter();
-            let known = samples.filter_map(|(name, view)| Some((vec![("namespace", name.as_str())], value(view)?)));
-            page.gauge(name, help, unit, known)
+        let each = || {
+            let namespaces = self.stats.namespaces.iter();
+            namespaces.flat_map(|(name, view)| view.tiers.iter().map(move |(tier, held)| (name, tier, held)))
         };
-        gauge("namespace", "Bytes the objects of a namespace take", Some(Unit::Bytes), |view| view.bytes)?;
-        gauge("namespace_objects", "Objects of a namespace", None, |view| view.objects)
+        let known = |value: fn(&NamespaceTierView) -> Option<u64>| {
+            each().filter_map(move |(name, tier, held)| {
+                Some((vec![("namespace", name.as_str()), ("tier", tier.as_str())], value(held)?))
+            })
+        };
+        let bytes = known(|held| held.bytes);
+        page.gauge("namespace", "Bytes of the bodies of a namespace", Some(Unit::Bytes), bytes)?;
+        page.gauge("namespace_objects", "Objects of a namespace", None, known(|held| held.objects))?;
+        let evictions = known(|held| held.evictions);
+        page.counter("namespace_evictions", "Objects of a namespace that left a tier to make room", None, evictions)?;
+        let promotions = known(|held| held.promotions);
+        page.counter("namespace_promotions", "Objects of a namespace copied up into a tier", None, promotions)?;
+        let drops = each().flat_map(|(name, tier, held)| {
+            let labels = move |reason| vec![("namespace", name.as_str()), ("tier", tier.as_str()), ("reason", reason)];
+            held.drops.iter().map(move |(reason, count)| (labels(reason.as_str()), *count))
+        });
+        page.counter("namespace_drops", "What a tier did not keep of a namespace, or was not promoted", None, drops)
+    }
+
+    fn doors(&self, page: &mut Page<'_>) -> Result<(), Error> {
+        let doors = || self.stats.totals.doors.iter().map(|(name, view)| (name.as_str(), view));
+        let answers = doors().flat_map(|(door, view)| {
+            view.answers.iter().flat_map(move |(op, classes)| {
+                let labels = move |class| vec![("door", door), ("op", op.as_str()), ("class", class)];
+                classes.iter().map(move |(class, count)| (labels(class.as_str()), *count))
+            })
+        });
+        page.counter("door_answers", "Answers by operation and class of status", None, answers)?;
+        let mut by_reason = |name, help, counts: fn(&DoorView) -> &Reasons| {
+            let samples = doors().flat_map(|(door, view)| {
+                let labels = move |reason| vec![("door", door), ("reason", reason)];
+                counts(view).iter().map(move |(reason, count)| (labels(reason.as_str()), *count))
+            });
+            page.counter(name, help, None, samples)
+        };
+        by_reason("door_refusals", "Requests that the door or a tier refused or failed", |view| &view.refusals)?;
+        by_reason("door_cuts", "Bodies cut while they were sent", |view| &view.cuts)?;
+        let mut counter = |name, help, unit, value: fn(&DoorView) -> u64| {
+            page.counter(name, help, unit, doors().map(|(door, view)| (vec![("door", door)], value(view))))
+        };
+        counter("door_received", "Body bytes taken, stored or not", Some(Unit::Bytes), |view| view.received_bytes)?;
+        counter("door_sent", "Body bytes given, messages included", Some(Unit::Bytes), |view| view.sent_bytes)?;
+        counter("door_connections_accepted", "Connections served", None, |view| view.connections_accepted)?;
+        counter("door_connections_refused", "Connections beyond the bound", None, |view| view.connections_refused)?;
+        counter("door_connections_timed_out", "Connections of clients too slow or idle", None, |view| {
+            view.connections_timed_out
+        })
     }
 
     fn tiers(&self, page: &mut Page<'_>) -> Result<(), Error> {
-        let mut counter = |name, help, unit, value: fn(&TierView) -> u64| {
+        let mut counter = |name, help, unit, value: fn(&TierView) -> Option<u64>| {
             let samples = self.stats.totals.tiers.iter();
-            page.counter(name, help, unit, samples.map(|(name, tier)| (vec![("tier", name)], value(tier))))
+            let known = samples.filter_map(|(name, tier)| Some((vec![("tier", name)], value(tier)?)));
+            page.counter(name, help, unit, known)
         };
-        counter("tier_hits", "Lookups a tier answered", None, |tier| tier.hits)?;
-        counter("tier_misses", "Lookups a tier did not answer", None, |tier| tier.misses)?;
-        counter("tier_writes", "Objects committed to a tier", None, |tier| tier.writes)?;
-        counter("tier_errors", "Operations that failed on the medium", None, |tier| tier.errors)?;
+        counter("tier_hits", "Lookups a tier answered", None, |tier| Some(tier.hits))?;
+        counter("tier_writes", "Objects committed to a tier", None, |tier| Some(tier.writes))?;
         counter("evictions", "Objects that left a tier to make room", None, |tier| tier.evictions)?;
         counter("promotions", "Objects copied up into a tier", None, |tier| tier.promotions)?;
-        counter("tier_read", "Bytes read from the medium", Some(Unit::Bytes), |tier| tier.read_bytes)?;
-        counter("tier_written", "Bytes written to the medium", Some(Unit::Bytes), |tier| tier.written_bytes)?;
+        counter("tier_read", "Bytes read from the medium", Some(Unit::Bytes), |tier| Some(tier.read_bytes))?;
+        counter("tier_written", "Bytes written to the medium", Some(Unit::Bytes), |tier| Some(tier.written_bytes))?;
         let mut gauge = |name, help, unit, value: fn(&TierView) -> Option<u64>| {
             let samples = self.stats.totals.tiers.iter();
             page.gauge(name, help, unit, samples.filter_map(|(name, tier)| Some((vec![("tier", name)], value(tier)?))))
         };
-        gauge("tier", "Bytes a tier holds", Some(Unit::Bytes), |tier| Some(tier.bytes))?;
+        gauge("tier", "Bytes the objects of a tier take", Some(Unit::Bytes), |tier| tier.bytes)?;
+        gauge("tier_overhead", "RAM of the tables of a tier", Some(Unit::Bytes), |tier| tier.overhead_bytes)?;
         gauge("tier_capacity", "Bytes a tier can hold", Some(Unit::Bytes), |tier| tier.capacity_bytes)?;
-        gauge("tier_objects", "Objects a tier holds", None, |tier| Some(tier.objects))?;
+        gauge("tier_objects", "Objects a tier holds", None, |tier| tier.objects)?;
         gauge("tier_ok", "1 if a tier works in full", None, |tier| Some(u64::from(tier.state == TierState::Ok)))?;
-        let drops = self.stats.totals.tiers.iter().flat_map(|(tier, view)| {
-            view.drops.iter().map(move |(reason, count)| (vec![("tier", tier), ("reason", reason.as_str())], *count))
-        });
-        page.counter("drops", "What a tier did not keep or was not promoted to it", None, drops)
+        let mut by_reason = |name, help, counts: fn(&TierView) -> &Reasons| {
+            let samples = self.stats.totals.tiers.iter().flat_map(|(tier, view)| {
+                let labels = move |reason| vec![("tier", tier), ("reason", reason)];
+                counts(view).iter().map(move |(reason, count)| (labels(reason.as_str()), *count))
+            });
+            page.counter(name, help, None, samples)
+        };
+        by_reason("tier_misses", "Lookups a tier did not answer", |tier| &tier.misses_by_reason)?;
+        by_reason("tier_errors", "Operations that failed on the medium", |tier| &tier.errors_by_reason)?;
+        by_reason("drops", "What a tier did not keep or was not promoted to it", |tier| &tier.drops)
     }
 
     fn commits(&self, page: &mut Page<'_>) -> Result<(), Error> {
@@ -189,10 +242,10 @@ impl Page<'_> {
         help: &str,
         scrape: &Scrape,
         label: &'static str,
-        counts: fn(&NamespaceView) -> &crate::view::Reasons,
+        counts: fn(&NamespaceView) -> &Reasons,
     ) -> Result<(), Error> {
         let samples = scrape.stats.namespaces.iter().flat_map(|(namespace, view)| {
-            let labels = |value| vec![(label, value), ("namespace", namespace.as_str())];
+            let labels = move |value| vec![(label, value), ("namespace", namespace.as_str())];
             counts(view).iter().map(move |(value, count)| (labels(value.as_str()), *count))
         });
         self.counter(name, help, None, samples)

@@ -23,9 +23,9 @@ use crate::{
     respond::{self, JSON, PROBLEM_JSON},
     routes::{Content, ROUTES, Route},
     view::{
-        BuildView, CommitsView, ConfigView, HealthStatus, HealthView, LatencyView, MemoryView, NamespaceMode,
-        NamespaceView, Origin, Problem, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, ReasonView,
-        SettingView, ShardView, StatsView, TierView, TiersView, TotalsView,
+        BuildView, CommitsView, ConfigView, DoorView, HealthStatus, HealthView, LatencyView, MemoryView, NamespaceMode,
+        NamespaceTierView, NamespaceView, Origin, Problem, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView,
+        ReasonView, SettingView, ShardView, StatsView, TierView, TiersView, TotalsView,
     },
 };
 
@@ -210,20 +210,35 @@ fn stats() -> StatsView {
     let l0 = TierView {
         hits: 900,
         misses: 100,
+        misses_by_reason: counts(&[("not-found", 97), ("expired", 3)]),
         writes: 40,
-        bytes: 1 << 20,
+        bytes: Some(1 << 20),
+        overhead_bytes: Some(9 << 20),
         capacity_bytes: Some(1 << 30),
-        objects: 25,
+        objects: Some(25),
+        evictions: Some(12),
+        promotions: Some(3),
         drops: counts(&[("gate", 3)]),
         ..TierView::default()
     };
     let tiers = TiersView { l0: Some(l0), ..TiersView::default() };
-    let shards = vec![ShardView { connections: 2, requests: 1010, tiers, ..ShardView::default() }];
+    let door = DoorView {
+        answers: [("get", counts(&[("2xx", 960), ("4xx", 40)])), ("put", counts(&[("2xx", 10)]))]
+            .map(|(op, classes)| (op.to_owned(), classes))
+            .into(),
+        refusals: counts(&[("body-cut", 1)]),
+        connections_accepted: 17,
+        ..DoorView::default()
+    };
+    let doors = BTreeMap::from([("http".to_owned(), door)]);
+    let shards = vec![ShardView { connections: 2, requests: 1010, tiers, doors, ..ShardView::default() }];
+    let durable = NamespaceTierView { bytes: Some(52_000), objects: Some(70), ..NamespaceTierView::default() };
     let namespace = NamespaceView {
         mode: NamespaceMode::Durable,
         hits: counts(&[("l0", 900), ("l3", 60)]),
         misses: counts(&[("not-found", 40)]),
         writes: 10,
+        tiers: BTreeMap::from([("l3".to_owned(), durable)]),
         ..NamespaceView::default()
     };
     let namespaces = BTreeMap::from([("images".to_owned(), namespace)]);
@@ -256,8 +271,13 @@ fn purge_request() -> PurgeRequest {
 
 fn purge_report() -> PurgeReport {
     let PurgeRequest { namespace, key } = purge_request();
-    let tier = |outcome| PurgeTierView { outcome, reason: None };
-    let tiers = [("l0", PurgeOutcome::Removed), ("l2", PurgeOutcome::Absent), ("l3", PurgeOutcome::Removed)];
+    let tier = |outcome| PurgeTierView { outcome };
+    let tiers = [
+        ("l0", PurgeOutcome::Removed),
+        ("l1", PurgeOutcome::Off),
+        ("l2", PurgeOutcome::Absent),
+        ("l3", PurgeOutcome::Removed),
+    ];
     PurgeReport { namespace, key, tiers: tiers.map(|(name, outcome)| (name.to_owned(), tier(outcome))).into() }
 }
 

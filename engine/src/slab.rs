@@ -252,7 +252,7 @@ pub enum Lookup<'a> {
     /// The entry.
     Hit(Hit<'a>),
     /// It was there and past its time; it is freed now.
-    Expired,
+    Expired(Peek),
     /// Not there.
     Miss,
 }
@@ -268,6 +268,17 @@ pub struct Peek {
     pub flags: u8,
     /// Bytes of the body.
     pub body_bytes: u64,
+}
+
+impl Peek {
+    fn of(head: &Head) -> Self {
+        Self {
+            version: head.version,
+            expires_ms: head.expires_ms,
+            flags: head.flags,
+            body_bytes: head.body_bytes() as u64,
+        }
+    }
 }
 
 /// The bytes of one shard's L0. See the module for its invariants.
@@ -330,7 +341,7 @@ impl Slab {
         if head.is_expired(now_ms) {
             self.counts.expired += 1;
             self.discard(at);
-            return Lookup::Expired;
+            return Lookup::Expired(Peek::of(&head));
         }
         layout::touch(self.extents.arena_mut(), at, &head);
         Lookup::Hit(Hit { slab: self, at, head })
@@ -340,13 +351,7 @@ impl Slab {
     #[must_use]
     pub fn peek(&self, hash: u64, key: &[u8]) -> Option<Peek> {
         let at = self.index.find(self.extents.arena(), hash, key)?;
-        let head = Head::load(self.extents.arena(), at);
-        Some(Peek {
-            version: head.version,
-            expires_ms: head.expires_ms,
-            flags: head.flags,
-            body_bytes: head.body_bytes() as u64,
-        })
+        Some(Peek::of(&Head::load(self.extents.arena(), at)))
     }
 
     /// Stores an entry whose body is at hand.

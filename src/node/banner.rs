@@ -16,19 +16,20 @@ fn text(config: &Config, http: Option<SocketAddr>, admin: Option<SocketAddr>, lo
     let door = |address: Option<SocketAddr>| address.map_or("off".to_owned(), |address| format!("http://{address}"));
     let data = config.data_dir.display();
     let memory = &config.memory;
-    let per_shard = |bytes: u64| human::bytes(bytes * config.shards);
+    // Worked out, not set: it comes out even in no unit.
+    let l0_bytes = human::about_bytes(memory.l0_bytes_per_shard * config.shards);
     let mut text = format!("strata {} is ready\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<10} {value}\n"));
     line("objects", door(http));
     line("admin", door(admin));
     line("memcached", "off (not available yet)".into());
-    line("L0 RAM", format!("{} in {} shards", per_shard(memory.l0_bytes_per_shard), config.shards));
+    line("L0 RAM", format!("{l0_bytes} in {} shards", config.shards));
     line("L1 network", "off (not available yet)".into());
     line("L2 flash", l2(config, logs));
     let limit = config.l3.bytes_max.map_or("no limit".to_owned(), |bytes| format!("at most {}", human::bytes(bytes)));
     line("L3 durable", format!("{data}/l3, {limit}"));
     line("data", format!("{data}"));
-    line("memory_max", human::bytes(memory.memory_max));
+    line("memory_max", human::about_bytes(memory.memory_max));
     if let Some(http) = http {
         line("try", format!("curl -T README.md http://{http}/demo/readme && curl -i http://{http}/demo/readme"));
     }
@@ -51,5 +52,5 @@ fn l2(config: &Config, logs: &[Option<Opened>]) -> String {
         Stop::PowerCut => format!("{found} objects found after a power cut or reboot, {discarded} discarded"),
         Stop::Damaged => format!("{found} objects found, some damaged, {discarded} discarded"),
     };
-    format!("{} in {} logs, {before}", human::bytes(config.l2.bytes), config.shards)
+    format!("{} in {} logs, {before}", human::about_bytes(config.l2.bytes), config.shards)
 }

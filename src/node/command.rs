@@ -2,16 +2,21 @@
 
 use engine::{log, mailbox::Reply, slab};
 
-use crate::{namespace::NamespaceSnapshot, policy::VersionedPolicy, server::stats::DoorSnapshot, stats::StatsSnapshot};
+use crate::{
+    namespace::NamespaceSnapshot, policy::VersionedPolicy, server::stats::DoorSnapshot, stats::StatsSnapshot,
+    storage::ram::held::Held,
+};
 
 /// Commands a shard holds unread at most. Each is answered within a turn of the shard, and the admin door bounds
 /// its own requests far below this.
 pub(super) const COMMANDS_MAX: usize = 256;
 
-/// A message to a shard. Answered on the shard's thread, without waiting for anything.
+/// A message to a shard. Obeyed on the shard's thread, without waiting for anything.
 pub(super) enum Command {
     /// Put a policy in force.
     Policy(VersionedPolicy, Reply<()>),
+    /// Count a purge that the admin door made in a namespace.
+    Purged(Box<str>),
     /// Tell what was counted.
     Report(Reply<Box<ShardReport>>),
 }
@@ -33,6 +38,8 @@ pub(super) struct ShardReport {
     pub(super) inflight_bytes: u64,
     /// L0's own figures.
     pub(super) slab: slab::Stats,
+    /// What L0 holds of each namespace, in no order.
+    pub(super) slab_held: Vec<(Box<str>, Held)>,
     /// L2's own figures, if there is an L2.
     pub(super) log: Option<log::Stats>,
     /// Why L2 is poisoned, if it is.

@@ -21,6 +21,7 @@ use serde_json::Value;
 
 use super::{
     command::{Command, ShardReport},
+    shortage::Shortage,
     view,
 };
 use crate::{
@@ -30,6 +31,7 @@ use crate::{
     namespace::{Registry, Reserved},
     policy::{self, Policy, VersionedPolicy},
     protocol::http::target,
+    reason::Reason,
     storage::{
         bridge::Bridge,
         durable::executor::{DurableControl, DurableStats},
@@ -56,6 +58,8 @@ pub(super) struct NodeControl {
     pub(super) changing: tokio::sync::Mutex<()>,
     /// What health was last known to be wrong, refreshed by [`NodeControl::watch`].
     pub(super) wrong: Mutex<Vec<HealthReason>>,
+    /// What L3 has no room for, likewise.
+    pub(super) shortage: Mutex<Shortage>,
     pub(super) stopping: AtomicBool,
 }
 
@@ -89,10 +93,24 @@ impl NodeControl {
     /// Looks at the shards and remembers what is wrong; called every second or so by the node.
     pub(super) async fn watch(&self) {
         let wrong = match self.figures().await {
-            Ok((reports, durable)) => view::wrong(&reports, &durable),
+            Ok((reports, durable)) => {
+                let mut wrong = view::wrong(&reports, &durable);
+                let short = self.short_of(&durable).await;
+                wrong.extend(short.into_iter().map(|reason| view::no_room(reason, &self.config)));
+                wrong
+            }
             Err(Unavailable(why)) => vec![HealthReason { code: "unavailable", message: why }],
         };
         *self.wrong.lock().unwrap_or_else(PoisonError::into_inner) = wrong;
+    }
+
+    /// What L3 has no room for.
+    async fn short_of(&self, durable: &DurableStats) -> Vec<Reason> {
+        let control = self.durable.clone();
+        // A file system that does not answer holds up this look only, and the next ones.
+        let full = tokio::task::spawn_blocking(move || control.full()).await.unwrap_or_default();
+        let mut shortage = self.shortage.lock().unwrap_or_else(PoisonError::into_inner);
+        shortage.look(&durable.tier.refusals, full)
     }
 
     /// Whether every namespace that is known keeps its mode. A namespace that becomes a cache must be unused until
@@ -170,6 +188,9 @@ impl Control for NodeControl {
                 return Err(PolicyError::VersionMismatch { current });
             }
             let policy = Policy::from_json(&document).map_err(invalid)?;
+            if policy == *self.policy_now().policy {
+                return Ok(self.policy());
+            }
             // Until the change is in force everywhere, or given up.
             let _reserved = self.check_modes(&policy, &before).await?;
             let next = VersionedPolicy { version: current + 1, policy: Arc::new(policy) };
@@ -195,7 +216,12 @@ impl Control for NodeControl {
             let (reports, durable) = self.figures().await?;
             let policy = self.policy_now();
             let uptime = self.clock.elapsed().saturating_sub(self.started);
-            Ok(view::stats(&reports, &self.hearts, &durable, &policy, &self.config, uptime))
+            let mut stats = view::stats(&reports, &self.hearts, &durable, &policy, &self.config, uptime);
+            let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            if wrong.iter().any(view::is_no_room) {
+                view::no_room_in_l3(&mut stats);
+            }
+            Ok(stats)
         })
     }
 
@@ -204,11 +230,15 @@ impl Control for NodeControl {
             let key = self.key(&request)?;
             let rules = self.policy_now().policy.effective(key.namespace());
             let rules = rules.unwrap_or_else(|| self.policy_now().policy.undeclared().clone());
-            let shard = &self.asks[key.shard(self.asks.len())];
-            let purged = shard.purge(&key, Precondition::None).await;
+            let shard = key.shard(self.asks.len());
+            let purged = self.asks[shard].purge(&key, Precondition::None).await;
             let report = purged.map_err(|error| PurgeError::Unavailable(view::chain(&error)))?;
+            // Only a figure: a shard that has ended counts nothing any more.
+            drop(self.commands[shard].send(Command::Purged(key.namespace().into())).await);
             let key = String::from_utf8_lossy(key.key()).into_owned();
-            Ok(view::purge(PurgeRequest { key, ..request }, &report, &rules))
+            // There is no client of L1 yet.
+            let on = [true, false, self.config.l2.bytes > 0, true];
+            Ok(view::purge(PurgeRequest { key, ..request }, &report, &rules, on))
         })
     }
 }

@@ -137,10 +137,11 @@ struct Demote(Rc<OnceCell<Rc<ShardTiers>>>);
 impl EvictSink for Demote {
     fn leaving(&self, object: Leaving<'_>) {
         let Some(tiers) = self.0.get() else { return };
-        // Most objects are on flash or in L3 already, and not worth the copy.
         let namespace = object.path.split(|byte| *byte == b'/').next().and_then(|name| str::from_utf8(name).ok());
-        let rules = tiers.namespaces().for_read(namespace.unwrap_or_default());
-        if rules.with(|rules| rules.l2_fill(object.body.len() as u64) != L2Fill::OnEvict) {
+        let space = tiers.namespaces().for_read(namespace.unwrap_or_default());
+        space.counters.evicted();
+        // Most objects are on flash or in L3 already, and not worth the copy.
+        if space.with(|rules| rules.l2_fill(object.body.len() as u64) != L2Fill::OnEvict) {
             return;
         }
         if let Some((key, meta, body)) = object.copied() {
@@ -365,6 +366,7 @@ impl Shard {
                     self.namespaces.set_policy(policy);
                     drop(done.send(()));
                 }
+                Some(Command::Purged(namespace)) => self.namespaces.for_read(&namespace).counters.purged(),
                 Some(Command::Report(reply)) => {
                     let report = ShardReport {
                         tiers: self.tiers.stats().snapshot(),
@@ -374,6 +376,7 @@ impl Shard {
                         requests_in_flight: connections.busy() as u64,
                         inflight_bytes: objects.inflight().used(),
                         slab: self.l0.stats(),
+                        slab_held: self.l0.held(),
                         log: self.l2.as_ref().map(FlashTier::stats),
                         log_poisoned: self.l2.as_ref().and_then(FlashTier::poisoned).map(|why| why.to_string()),
                         task_panics: self.rt.task_panics(),

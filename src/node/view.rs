@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use admin::{
     Reason as HealthReason,
     view::{
-        BuildView, CommitsView, ConfigView, HeartbeatView, LatencyView, MemoryView, NamespaceMode, NamespaceView,
-        PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, Reasons, SettingView, ShardView, StatsView, TierState,
-        TierView, TiersView, TotalsView,
+        BuildView, CommitsView, ConfigView, DoorView, HeartbeatView, LatencyView, MemoryView, NamespaceMode,
+        NamespaceTierView, NamespaceView, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, Reasons, SettingView,
+        ShardView, StatsView, TierState, TierView, TiersView, TotalsView,
     },
 };
 use engine::shard::Heart;
@@ -16,14 +16,18 @@ use super::command::ShardReport;
 use crate::{
     cache::{self, Tier},
     config::{Config, Origin},
+    human,
     namespace::NamespaceSnapshot,
     policy::{Effective, Mode, VersionedPolicy},
     protocol::Operation,
     reason::{Reason, ReasonCounts},
     server::stats::DoorSnapshot,
     stats::TierSnapshot,
-    storage::durable::executor::DurableStats,
+    storage::{durable::executor::DurableStats, ram::held::Held},
 };
+
+/// The name of the door that shards serve.
+const HTTP: &str = "http";
 
 fn reasons(counts: &ReasonCounts) -> Reasons {
     counts.iter().map(|(reason, n)| (reason.name().to_owned(), n)).collect()
@@ -84,6 +88,7 @@ pub(super) fn stats(
             requests_in_flight: report.requests_in_flight,
             inflight_bytes: report.inflight_bytes,
             inflight_waits: report.door.inflight_waits,
+            doors: BTreeMap::from([(HTTP.to_owned(), door(&report.door))]),
             heartbeat: hearts.get(id).map_or_else(HeartbeatView::default, |heart| HeartbeatView {
                 beats: heart.beats(),
                 age_ms: millis(heart.age()),
@@ -94,8 +99,8 @@ pub(super) fn stats(
     let namespaces = namespaces(reports, policy);
     let mut totals = TotalsView::of(&shards, &namespaces);
     if let Some(l3) = &mut totals.tiers.l3 {
-        l3.bytes = durable.used.total();
-        l3.objects = durable.index.objects;
+        l3.bytes = Some(durable.used.total());
+        l3.objects = Some(durable.index.objects);
         l3.capacity_bytes = config.l3.bytes_max;
         l3.state = durable_state(durable);
         *l3 = corrupted(std::mem::take(l3), durable.tier.corrupted);
@@ -125,22 +130,26 @@ fn tiers(report: &ShardReport) -> TiersView {
     let of = |tier| tier_view(report.tiers.tier(tier));
     let slab = &report.slab;
     let l0 = TierView {
-        bytes: slab.live_bytes + slab.metadata_bytes,
+        bytes: Some(slab.live_bytes),
+        overhead_bytes: Some(slab.metadata_bytes),
         capacity_bytes: Some(slab.arena_bytes),
-        objects: slab.objects,
-        evictions: slab.evictions,
+        objects: Some(slab.objects),
+        evictions: Some(slab.evictions),
         ..of(Tier::L0)
     };
     let l2 = report.log.as_ref().map(|log| TierView {
         state: if log.poisoned { TierState::Poisoned } else { TierState::Ok },
-        bytes: log.live_bytes,
+        bytes: Some(log.live_bytes),
+        overhead_bytes: Some(log.index_bytes),
         capacity_bytes: Some(log.capacity_bytes),
-        objects: log.objects,
-        evictions: log.reclaimed_objects,
+        objects: Some(log.objects),
+        evictions: Some(log.reclaimed_objects + log.index_evicted),
         written_bytes: log.written_bytes,
         ..corrupted(of(Tier::L2), log.corrupted)
     });
-    TiersView { l0: Some(l0), l1: None, l2, l3: Some(of(Tier::L3)) }
+    // What L3 holds, the node knows and no shard; nothing is promoted to it, and nothing makes room in it.
+    let l3 = TierView { promotions: None, ..of(Tier::L3) };
+    TiersView { l0: Some(l0), l1: None, l2, l3: Some(l3) }
 }
 
 /// Damage that the tier found, before or while it was read, is a drop of the damaged copy.
@@ -158,9 +167,11 @@ fn tier_view(tier: &TierSnapshot) -> TierView {
     TierView {
         hits: tier.hits,
         misses: sum(&tier.misses),
+        misses_by_reason: reasons(&tier.misses),
         writes: tier.writes + tier.promotions + tier.demotions,
         errors: sum(&tier.errors),
-        promotions: tier.promotions,
+        errors_by_reason: reasons(&tier.errors),
+        promotions: Some(tier.promotions),
         read_bytes: tier.bytes_served,
         written_bytes: tier.bytes_written,
         drops: reasons(&drops),
@@ -168,34 +179,73 @@ fn tier_view(tier: &TierSnapshot) -> TierView {
     }
 }
 
-fn namespaces(reports: &[ShardReport], policy: &VersionedPolicy) -> BTreeMap<String, NamespaceView> {
-    let mut views = BTreeMap::<String, NamespaceView>::new();
-    for snapshot in reports.iter().flat_map(|report| &report.namespaces) {
-        let view = views.entry(snapshot.name.to_string()).or_default();
-        let mode = policy.policy.effective(&snapshot.name).map(|rules| rules.mode);
-        view.mode = match mode {
-            Some(Mode::CacheOnly) => NamespaceMode::CacheOnly,
-            _ => NamespaceMode::Durable,
-        };
-        add_namespace(view, snapshot);
+/// What a shard's door did.
+fn door(door: &DoorSnapshot) -> DoorView {
+    let classes = |counts: &[u64; 5]| -> BTreeMap<String, u64> {
+        let counted = (1..).zip(counts).filter(|(_, n)| **n > 0);
+        counted.map(|(class, n)| (format!("{class}xx"), *n)).collect()
+    };
+    let known = Operation::ALL.map(|operation| (operation.name(), &door.answers[operation as usize]));
+    let answers = known.into_iter().chain([("other", &door.other_answers)]);
+    let answers = answers.map(|(name, counts)| (name.to_owned(), classes(counts)));
+    DoorView {
+        answers: answers.filter(|(_, classes)| !classes.is_empty()).collect(),
+        refusals: reasons(&door.refusals),
+        cuts: reasons(&door.cuts),
+        received_bytes: door.bytes_in,
+        sent_bytes: door.bytes_out,
+        connections_accepted: door.connections_accepted,
+        connections_refused: door.connections_refused,
+        connections_timed_out: door.connections_timed_out,
     }
-    views
 }
 
-fn add_namespace(view: &mut NamespaceView, snapshot: &NamespaceSnapshot) {
-    for tier in Tier::ALL {
-        *view.hits.entry(tier.name().to_owned()).or_default() += snapshot.hits[tier as usize];
-    }
-    for (into, from) in [(&mut view.misses, &snapshot.misses), (&mut view.rejections, &snapshot.refused)] {
-        for (reason, n) in from.iter() {
-            *into.entry(reason.name().to_owned()).or_default() += n;
+fn namespaces(reports: &[ShardReport], policy: &VersionedPolicy) -> BTreeMap<String, NamespaceView> {
+    let mut counted = BTreeMap::<&str, (NamespaceSnapshot, Held)>::new();
+    for report in reports {
+        for snapshot in &report.namespaces {
+            counted.entry(&snapshot.name).or_default().0.merge(snapshot);
+        }
+        for (name, held) in &report.slab_held {
+            counted.entry(name).or_default().1.merge(held);
         }
     }
-    view.writes += snapshot.writes;
-    view.deletes += snapshot.deletes;
-    view.purges += snapshot.purges;
-    view.sent_bytes += snapshot.bytes_out;
-    view.received_bytes += snapshot.bytes_in;
+    let mode = |name: &str| match policy.policy.mode(name) {
+        Mode::CacheOnly => NamespaceMode::CacheOnly,
+        Mode::Durable => NamespaceMode::Durable,
+    };
+    let views = counted.iter().map(|(name, (counted, l0))| {
+        let view = NamespaceView { mode: mode(name), ..namespace(counted, *l0) };
+        ((*name).to_owned(), view)
+    });
+    views.collect()
+}
+
+fn namespace(counted: &NamespaceSnapshot, l0: Held) -> NamespaceView {
+    let tiers = Tier::ALL.map(|tier| {
+        let drops = counted.drops.iter().filter(|((dropped, _), _)| *dropped == tier);
+        let (in_l0, above_l3) = (tier == Tier::L0, tier != Tier::L3);
+        let view = NamespaceTierView {
+            bytes: in_l0.then_some(l0.bytes),
+            objects: in_l0.then_some(l0.objects),
+            evictions: in_l0.then_some(counted.evictions),
+            promotions: above_l3.then_some(counted.promotions[tier as usize]),
+            drops: drops.map(|((_, reason), n)| (reason.name().to_owned(), *n)).collect(),
+        };
+        (tier.name().to_owned(), view)
+    });
+    NamespaceView {
+        mode: NamespaceMode::default(),
+        hits: Tier::ALL.map(|tier| (tier.name().to_owned(), counted.hits[tier as usize])).into(),
+        misses: reasons(&counted.misses),
+        rejections: reasons(&counted.refused),
+        writes: counted.writes,
+        deletes: counted.deletes,
+        purges: counted.purges,
+        sent_bytes: counted.bytes_out,
+        received_bytes: counted.bytes_in,
+        tiers: tiers.into(),
+    }
 }
 
 fn latency(reports: &[ShardReport]) -> Vec<LatencyView> {
@@ -205,7 +255,7 @@ fn latency(reports: &[ShardReport]) -> Vec<LatencyView> {
     let view = |operation: &Operation| {
         let us = &door.latency_us[*operation as usize];
         LatencyView {
-            door: "http".into(),
+            door: HTTP.into(),
             op: operation.name().into(),
             count: us.len(),
             p50_us: us.value_at_quantile(0.5),
@@ -257,13 +307,50 @@ pub(super) fn wrong(reports: &[ShardReport], durable: &DurableStats) -> Vec<Heal
     wrong
 }
 
-/// What a purge removed, tier by tier of its namespace.
-pub(super) fn purge(request: PurgeRequest, report: &cache::PurgeReport, rules: &Effective) -> PurgeReport {
+/// L3 refuses writes for want of room.
+pub(super) fn no_room(reason: Reason, config: &Config) -> HealthReason {
+    let message = match (reason, config.l3.bytes_max) {
+        (Reason::QuotaFull, Some(bytes_max)) => format!(
+            "durable writes are refused: L3 holds as much as l3_bytes_max allows, {}; raise it, or delete objects",
+            human::bytes(bytes_max)
+        ),
+        _ => format!(
+            "durable writes are refused: the file system of {} has no more room than disk_reserve keeps free; make \
+             room there, or lower disk_reserve",
+            config.data_dir.display()
+        ),
+    };
+    HealthReason { code: reason.name(), message }
+}
+
+/// Whether that is what is wrong.
+pub(super) fn is_no_room(wrong: &HealthReason) -> bool {
+    [Reason::DiskFull.name(), Reason::QuotaFull.name()].contains(&wrong.code)
+}
+
+/// Shows that L3 works in part.
+pub(super) fn no_room_in_l3(stats: &mut StatsView) {
+    let tiers = stats.shards.iter_mut().map(|shard| &mut shard.tiers).chain([&mut stats.totals.tiers]);
+    for l3 in tiers.filter_map(|tiers| tiers.l3.as_mut()) {
+        l3.state = l3.state.max(TierState::Degraded);
+    }
+}
+
+/// What a purge removed, tier by tier of its namespace. `on`: the tiers this node runs with.
+pub(super) fn purge(
+    request: PurgeRequest,
+    report: &cache::PurgeReport,
+    rules: &Effective,
+    on: [bool; 4],
+) -> PurgeReport {
     let tiers = Tier::ALL.into_iter().filter(|tier| rules.tiers[*tier as usize] || report.tiers[*tier as usize]);
     let outcome = |tier: Tier| {
-        let removed = report.tiers[tier as usize];
-        let outcome = if removed { PurgeOutcome::Removed } else { PurgeOutcome::Absent };
-        (tier.name().to_owned(), PurgeTierView { outcome, reason: None })
+        let outcome = match (report.tiers[tier as usize], on[tier as usize]) {
+            (true, _) => PurgeOutcome::Removed,
+            (false, true) => PurgeOutcome::Absent,
+            (false, false) => PurgeOutcome::Off,
+        };
+        (tier.name().to_owned(), PurgeTierView { outcome })
     };
     PurgeReport { namespace: request.namespace, key: request.key, tiers: tiers.map(outcome).collect() }
 }

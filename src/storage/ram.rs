@@ -2,9 +2,12 @@
 //!
 //! Owns the encoding of [`CacheMeta`] into the slab's opaque blob (the table below) and what a version means there.
 //! Everything is synchronous inside: no future of this tier ever waits, which is what lets `MultiTier` publish to
-//! L0 without a window. Bytes that leave to make room are shown to an [`EvictSink`] first.
+//! L0 without a window. Bytes that leave to make room are shown to an [`EvictSink`] first. What each namespace has here
+//! is counted as it comes and goes ([`held`]).
 //!
 //! The blob, little endian: `checksum: u32`, `created_ms: u64`, `client_flags: u32`, then the headers.
+
+pub mod held;
 
 use std::{cell::RefCell, io, ops::Range, rc::Rc};
 
@@ -14,6 +17,7 @@ use engine::{
     slab::{self, Config, Entry, Evicted, Lookup, Outcome, Slab, Stage, StageError, Stats, Update},
 };
 
+use self::held::Held;
 use crate::{
     cache::{
         COPY_BYTES_MAX, CacheError, CacheKey, CacheMeta, Found, HitHandler, MissHandler, Precondition, PurgeReport,
@@ -93,6 +97,7 @@ impl EvictSink for () {
 
 struct Shared<C, E> {
     slab: RefCell<Slab>,
+    held: RefCell<held::Table>,
     clock: C,
     versions: VersionClock,
     sink: E,
@@ -113,14 +118,21 @@ impl<C: Clock, E: EvictSink> RamTier<C, E> {
     /// # Errors
     /// The system refuses the memory.
     pub fn new(config: Config, clock: C, versions: VersionClock, sink: E) -> io::Result<Self> {
-        Ok(Self(Rc::new(Shared { slab: RefCell::new(Slab::new(config)?), clock, versions, sink })))
+        let (slab, held) = (RefCell::new(Slab::new(config)?), RefCell::default());
+        Ok(Self(Rc::new(Shared { slab, held, clock, versions, sink })))
     }
 
     /// Gives back the room of some expired objects. A turn looks at [`SWEEP_PLACES_MAX`] places of the index and goes
     /// on from there the next time; returns how many objects it freed.
     pub fn sweep(&self) -> u64 {
         let now_ms = self.0.clock.wall_ms();
-        self.0.slab.borrow_mut().sweep(now_ms, SWEEP_PLACES_MAX, &mut |_| {})
+        self.0.evicting(|slab, on_evict| slab.sweep(now_ms, SWEEP_PLACES_MAX, on_evict))
+    }
+
+    /// What each namespace has here, in no order. At most [`held::ROWS_MAX`] rows and one for the rest.
+    #[must_use]
+    pub fn held(&self) -> Vec<(Box<str>, Held)> {
+        self.0.held.borrow().snapshot()
     }
 
     /// Figures of the slab.
@@ -138,7 +150,10 @@ impl<C: Clock, E: EvictSink> RamTier<C, E> {
                 let (rest, withheld) = hit.pin().map_or((Bytes::new(), length), |rest| (rest, 0));
                 Ok((meta, RamHit { rest, withheld, fresh: true }))
             }
-            Lookup::Expired => Err(Reason::Expired),
+            Lookup::Expired(gone) => {
+                self.0.held.borrow_mut().remove(key.path(), gone.flags, gone.body_bytes);
+                Err(Reason::Expired)
+            }
             Lookup::Miss => Err(Reason::NotFound),
         }
     }
@@ -151,9 +166,10 @@ impl<C: Clock, E: EvictSink> RamTier<C, E> {
 }
 
 impl<C, E: EvictSink> Shared<C, E> {
-    /// Runs `f` on the slab with the sink as its eviction hook.
+    /// Runs `f` on the slab, with what leaves counted and, if it makes room, shown to the sink.
     fn evicting<T>(&self, f: impl FnOnce(&mut Slab, slab::OnEvict<'_>) -> T) -> T {
         f(&mut self.slab.borrow_mut(), &mut |evicted: Evicted<'_>| {
+            self.held.borrow_mut().remove(evicted.key, evicted.flags, evicted.body.len() as u64);
             if evicted.reason == slab::Reason::Evicted
                 && let Some(object) = leaving(&evicted)
             {
@@ -196,14 +212,14 @@ fn encode(meta: &CacheMeta) -> BytesMut {
     blob
 }
 
-fn entry<'a>(key: &'a CacheKey, meta: &CacheMeta, blob: &'a [u8]) -> Entry<'a> {
+fn entry<'a>(key: &'a CacheKey, meta: &CacheMeta, blob: &'a [u8], flags: u8) -> Entry<'a> {
     Entry {
         key: key.path(),
         hash: key.hash(),
         version: meta.version.0,
         meta: blob,
         expires_ms: expires_to(meta.expires_ms),
-        flags: 0,
+        flags,
     }
 }
 
@@ -266,6 +282,7 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
     async fn purge(&self, key: &CacheKey, precondition: Precondition) -> Result<PurgeReport, CacheError> {
         let current = self.live_version(key);
         let mut slab = self.0.slab.borrow_mut();
+        let there = slab.peek(key.hash(), key.path());
         let removed = if let Precondition::OlderThan(version) = precondition {
             // Also where the copy is expired: the slab knows the version, whatever `current` is.
             slab.remove_older(key.hash(), key.path(), version.0.saturating_sub(1))
@@ -274,6 +291,9 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
         } else {
             return precondition.spares(current);
         };
+        if let (Some(_), Some(gone)) = (removed, there) {
+            self.0.held.borrow_mut().remove(key.path(), gone.flags, gone.body_bytes);
+        }
         let removed = removed.map(Version).filter(|version| current == Some(*version));
         let mut report = PurgeReport { removed, ..PurgeReport::default() };
         report.tiers[Tier::L0 as usize] = removed.is_some();
@@ -285,16 +305,20 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
             return Ok(false);
         };
         debug_assert_eq!(current, meta.version);
-        // The checksum is the body's, which stays.
-        let checksum = {
+        // The checksum is the body's, which stays; so does where it is counted.
+        let (checksum, flags) = {
             let mut slab = self.0.slab.borrow_mut();
             match slab.get(key.hash(), key.path(), self.0.clock.wall_ms()) {
-                Lookup::Hit(hit) => decode(&hit).checksum,
-                Lookup::Expired | Lookup::Miss => return Ok(false),
+                Lookup::Hit(hit) => (decode(&hit).checksum, hit.flags()),
+                Lookup::Expired(gone) => {
+                    self.0.held.borrow_mut().remove(key.path(), gone.flags, gone.body_bytes);
+                    return Ok(false);
+                }
+                Lookup::Miss => return Ok(false),
             }
         };
         let blob = encode(&CacheMeta { checksum, ..meta.clone() });
-        let update = self.0.evicting(|slab, on_evict| slab.update_meta(entry(key, &meta, &blob), on_evict));
+        let update = self.0.evicting(|slab, on_evict| slab.update_meta(entry(key, &meta, &blob, flags), on_evict));
         match update {
             Update::Done => Ok(true),
             Update::Missing | Update::Older { .. } => Ok(false),
@@ -418,9 +442,14 @@ impl<C: Clock, E: EvictSink> MissHandler for RamMiss<C, E> {
         }
         meta.checksum = Some(checksum);
         let blob = encode(&meta);
-        let outcome = tier.0.evicting(|slab, on_evict| slab.publish(stage, entry(&key, &meta, &blob), on_evict));
+        let flags = tier.0.held.borrow().flags(key.path());
+        let entry = entry(&key, &meta, &blob, flags);
+        let outcome = tier.0.evicting(|slab, on_evict| slab.publish(stage, entry, on_evict));
         match outcome {
-            Outcome::Stored => Ok(Stored::kept(Tier::L0, meta.version, length, replaced)),
+            Outcome::Stored => {
+                tier.0.held.borrow_mut().add(key.path(), flags, length);
+                Ok(Stored::kept(Tier::L0, meta.version, length, replaced))
+            }
             Outcome::Older { .. } => Err(CacheError::Refused(Reason::Superseded)),
             Outcome::TooLarge => Err(CacheError::Refused(Reason::TooLarge)),
             Outcome::NoRoom => Err(CacheError::Refused(Reason::NoRoom)),
@@ -512,6 +541,9 @@ mod tests {
                 put(&tier, &format!("fill {i}"), &[3; 5000], CacheMeta::default()).await;
             }
             let seen = seen.0.borrow();
+            let objects = tier.stats().objects;
+            assert!(objects < 400, "some left");
+            assert_eq!(tier.held(), [("n".into(), Held { objects, bytes: objects * 5000 })], "INV-HELD-1");
             assert!(seen.iter().all(|left| left.version != stored.version));
             let left: Vec<_> = seen.iter().filter(|left| left.path == b"n/once").collect();
             let whole =
@@ -532,6 +564,35 @@ mod tests {
         });
         sim.clock().advance(std::time::Duration::from_millis(11));
         let freed: u64 = (0..1000).map(|_| swept.sweep()).sum();
-        assert_eq!((freed, swept.stats().objects), (1, 0));
+        assert_eq!((freed, swept.stats().objects, swept.held()), (1, 0, vec![]));
+    }
+
+    #[test]
+    fn what_a_namespace_holds_is_counted_however_it_comes_and_goes() {
+        let sim = Sim::new(1);
+        let tier = tier(&sim, Seen::default());
+        let now_ms = sim.clock().wall_ms();
+        let (clock, short) = (sim.clock().clone(), CacheMeta { expires_ms: Some(now_ms + 10), ..CacheMeta::default() });
+        sim.block_on(async move {
+            let held = |objects, bytes| vec![("n".into(), Held { objects, bytes })];
+            put(&tier, "a", &[1; 100], CacheMeta::default()).await;
+            put(&tier, "b", &[1; 5000], short.clone()).await;
+            put(&tier, "c", &[1; 50], short).await;
+            assert_eq!(tier.held(), held(3, 5150));
+            let version = put(&tier, "a", &[2; 70], CacheMeta::default()).await.version;
+            assert_eq!(tier.held(), held(3, 5120), "replaced");
+            let meta = CacheMeta { version, headers: Bytes::from_static(b"h: v"), ..CacheMeta::default() };
+            assert!(tier.update_meta(&key("a"), meta).await.expect("room"));
+            assert_eq!(tier.held(), held(3, 5120), "the same body");
+            clock.advance(std::time::Duration::from_millis(11));
+            assert!(tier.lookup(&key("b")).await.expect("answers").is_none());
+            assert_eq!(tier.held(), held(2, 120), "expired, and met by a look-up");
+            tier.purge(&key("c"), Precondition::None).await.expect("answers");
+            assert_eq!(tier.held(), held(1, 70), "expired, and met by a purge");
+            tier.purge(&key("a"), Precondition::OlderThan(version)).await.expect("answers");
+            assert_eq!(tier.held(), held(1, 70), "not older");
+            tier.purge(&key("a"), Precondition::None).await.expect("answers");
+            assert_eq!((tier.held(), tier.stats().objects), (vec![], 0));
+        });
     }
 }

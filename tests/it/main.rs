@@ -6,6 +6,7 @@ mod client;
 mod disk;
 mod doors;
 mod faults;
+mod figures;
 mod files;
 mod gates;
 mod l2_fails;

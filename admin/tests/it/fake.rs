@@ -12,9 +12,9 @@ use std::{
 use admin::{
     Answer, Control, Health, PolicyError, PurgeError, Reason, Unavailable,
     view::{
-        BuildView, CommitsView, ConfigView, HeartbeatView, LatencyView, MemoryView, NamespaceMode, NamespaceView,
-        Origin, PolicyView, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView, SettingView, ShardView, StatsView,
-        TierState, TierView, TiersView, TotalsView,
+        BuildView, CommitsView, ConfigView, DoorView, HeartbeatView, LatencyView, MemoryView, NamespaceMode,
+        NamespaceTierView, NamespaceView, Origin, PolicyView, PurgeOutcome, PurgeReport, PurgeRequest, PurgeTierView,
+        SettingView, ShardView, StatsView, TierState, TierView, TiersView, TotalsView,
     },
 };
 use serde_json::{Map, Value, json};
@@ -79,21 +79,40 @@ pub(crate) fn stats() -> StatsView {
     let tier = |hits, drops: &[(&str, u64)]| TierView {
         hits,
         misses: 10,
-        bytes: 1000,
+        misses_by_reason: reasons(&[("expired", 10)]),
+        errors: 1,
+        errors_by_reason: reasons(&[("io", 1)]),
+        bytes: Some(1000),
+        overhead_bytes: Some(300),
         capacity_bytes: Some(4000),
-        objects: 3,
-        evictions: 2,
-        promotions: 1,
+        objects: Some(3),
+        evictions: Some(2),
+        promotions: Some(1),
         drops: reasons(drops),
         ..TierView::default()
+    };
+    let door = DoorView {
+        answers: [("get", reasons(&[("2xx", 110), ("4xx", 40)])), ("other", reasons(&[("4xx", 1)]))]
+            .map(|(op, classes)| (op.to_owned(), classes))
+            .into(),
+        refusals: reasons(&[("method", 1)]),
+        cuts: reasons(&[("corrupted", 2)]),
+        received_bytes: 700,
+        sent_bytes: 9000,
+        connections_accepted: 8,
+        connections_refused: 6,
+        connections_timed_out: 4,
     };
     let shard = |id| ShardView {
         id,
         tiers: TiersView {
             l0: Some(tier(90, &[("gate", 4)])),
             l2: Some(TierView { state: TierState::Poisoned, ..tier(20, &[("gate", 1), ("io", 2)]) }),
+            // What only the node as a whole knows is absent, not 0.
+            l3: Some(TierView { hits: 5, ..TierView::default() }),
             ..TiersView::default()
         },
+        doors: BTreeMap::from([("http".to_owned(), door.clone())]),
         connections: 3,
         requests: 100,
         requests_in_flight: 1,
@@ -110,7 +129,21 @@ pub(crate) fn stats() -> StatsView {
                 // Ratios that a binary fraction holds exactly survive JSON.
                 misses: reasons(&[("not-found", 76), ("expired", 3)]),
                 writes: 12,
-                bytes: Some(2000),
+                tiers: [
+                    (
+                        "l0",
+                        NamespaceTierView {
+                            bytes: Some(2000),
+                            objects: Some(6),
+                            evictions: Some(4),
+                            promotions: Some(2),
+                            drops: reasons(&[("gate", 8)]),
+                        },
+                    ),
+                    ("l2", NamespaceTierView { promotions: Some(1), ..NamespaceTierView::default() }),
+                ]
+                .map(|(tier, held)| (tier.to_owned(), held))
+                .into(),
                 ..NamespaceView::default()
             },
         ),
@@ -232,7 +265,7 @@ impl Control for FakeControl {
                 return Err(PurgeError::Invalid { field: "/key".to_owned(), message });
             }
             self.purged.lock().unwrap().push(request.clone());
-            let tier = |outcome| PurgeTierView { outcome, reason: None };
+            let tier = |outcome| PurgeTierView { outcome };
             let tiers = BTreeMap::from([
                 ("l0".to_owned(), tier(PurgeOutcome::Removed)),
                 ("l2".to_owned(), tier(PurgeOutcome::Absent)),

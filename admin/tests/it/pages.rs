@@ -76,6 +76,23 @@ fn every_line_of_the_metrics_parses_and_belongs_to_a_family() {
         (r#"strata_tier_ok{tier="l2"}"#, 0.0),
         (r#"strata_evictions_total{tier="l0"}"#, 4.0),
         (r#"strata_promotions_total{tier="l0"}"#, 2.0),
+        (r#"strata_tier_misses_total{tier="l2",reason="expired"}"#, 20.0),
+        (r#"strata_tier_errors_total{tier="l0",reason="io"}"#, 2.0),
+        (r#"strata_tier_overhead_bytes{tier="l0"}"#, 600.0),
+        (r#"strata_tier_hits_total{tier="l3"}"#, 10.0),
+        (r#"strata_door_answers_total{door="http",op="get",class="4xx"}"#, 80.0),
+        (r#"strata_door_answers_total{door="http",op="other",class="4xx"}"#, 2.0),
+        (r#"strata_door_refusals_total{door="http",reason="method"}"#, 2.0),
+        (r#"strata_door_cuts_total{door="http",reason="corrupted"}"#, 4.0),
+        (r#"strata_door_sent_bytes_total{door="http"}"#, 18000.0),
+        (r#"strata_door_connections_accepted_total{door="http"}"#, 16.0),
+        (r#"strata_door_connections_refused_total{door="http"}"#, 12.0),
+        (r#"strata_door_connections_timed_out_total{door="http"}"#, 8.0),
+        (r#"strata_namespace_bytes{namespace="images",tier="l0"}"#, 2000.0),
+        (r#"strata_namespace_objects{namespace="images",tier="l0"}"#, 6.0),
+        (r#"strata_namespace_evictions_total{namespace="images",tier="l0"}"#, 4.0),
+        (r#"strata_namespace_promotions_total{namespace="images",tier="l2"}"#, 1.0),
+        (r#"strata_namespace_drops_total{namespace="images",tier="l0",reason="gate"}"#, 8.0),
         ("strata_index_commits_total", 3.0),
         ("strata_index_mutations_total", 25.0),
         (r#"strata_requests_total{shard="1"}"#, 100.0),
@@ -91,6 +108,10 @@ fn every_line_of_the_metrics_parses_and_belongs_to_a_family() {
         assert_eq!(series.get(name), Some(&value), "{name} in\n{text}");
     }
     assert!(!families.contains_key("strata_memory_resident_bytes"), "what is unknown is left out");
+    for never in ["strata_tier_bytes", "strata_tier_objects", "strata_evictions_total", "strata_promotions_total"] {
+        assert!(!series.contains_key(&format!("{never}{{tier=\"l3\"}}")), "{never} of L3");
+    }
+    assert!(!series.contains_key(r#"strata_namespace_evictions_total{namespace="images",tier="l2"}"#));
 }
 
 #[test]

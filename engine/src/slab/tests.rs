@@ -32,14 +32,14 @@ fn put(slab: &mut Slab, key: &[u8], version: u64, body: &[u8]) -> Outcome {
 fn body_of(slab: &mut Slab, key: &[u8]) -> Option<Vec<u8>> {
     match slab.get(hash_of(key), key, 0) {
         Lookup::Hit(hit) => Some(hit.body().to_vec()),
-        Lookup::Expired | Lookup::Miss => None,
+        Lookup::Expired(_) | Lookup::Miss => None,
     }
 }
 
 fn pin_of(slab: &mut Slab, key: &[u8]) -> Option<Bytes> {
     match slab.get(hash_of(key), key, 0) {
         Lookup::Hit(hit) => hit.pin(),
-        Lookup::Expired | Lookup::Miss => None,
+        Lookup::Expired(_) | Lookup::Miss => None,
     }
 }
 
@@ -204,7 +204,8 @@ fn expired_entries_are_told_from_missing_ones_and_freed() {
     }
     let first = 0u64.to_le_bytes();
     assert!(matches!(slab.get(hash_of(&first), &first, 999), Lookup::Hit(_)));
-    assert!(matches!(slab.get(hash_of(&first), &first, 1_000), Lookup::Expired));
+    let Lookup::Expired(gone) = slab.get(hash_of(&first), &first, 1_000) else { panic!("past its time") };
+    assert_eq!((gone.version, gone.expires_ms, gone.body_bytes), (1, 1_000, 4));
     assert!(matches!(slab.get(hash_of(&first), &first, 1_000), Lookup::Miss));
     let mut swept = Vec::new();
     let mut turns = 0;

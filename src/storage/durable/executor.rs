@@ -134,6 +134,7 @@ enum Control {
 #[derive(Clone)]
 pub struct DurableControl {
     sender: Sender<Control>,
+    room: Room,
 }
 
 impl DurableControl {
@@ -142,6 +143,12 @@ impl DurableControl {
         let (reply, answer) = oneshot();
         self.sender.send(Control::Stats(reply)).await.ok()?;
         answer.await
+    }
+
+    /// Why a write of a small body would be refused now for want of room. Blocks on the file system.
+    #[must_use]
+    pub fn full(&self) -> Option<Reason> {
+        self.room.full()
     }
 
     /// See [`DurableTier::purge_scope`].
@@ -190,8 +197,10 @@ impl DurableExecutor {
         let sender = controls.sender(CONTROL_MAX).ok_or(StartError::Ended)?;
         let (started, starts) = oneshot();
         let dir = config.dir.clone();
+        let room = Room::new(&dir, config.bytes_max, config.disk_reserve);
+        let control = DurableControl { sender, room: room.clone() };
         let run = move || {
-            if let Err(error) = TokioRt::run(clock, async |rt| run(rt, config, controls, started).await) {
+            if let Err(error) = TokioRt::run(clock, async |rt| run(rt, config, room, controls, started).await) {
                 tracing::error!(%error, "the durable executor has no scheduler");
             }
         };
@@ -200,7 +209,7 @@ impl DurableExecutor {
             .spawn(run)
             .map_err(|source| StartError::Io { dir, source })?;
         let bridges = starts.wait_blocking().unwrap_or(Err(StartError::Ended));
-        let executor = Self { control: DurableControl { sender }, thread: Some(thread) };
+        let executor = Self { control, thread: Some(thread) };
         // On an error the drop of `executor` waits for the thread, which has closed what it had opened.
         Ok((executor, bridges?))
     }
@@ -235,14 +244,13 @@ struct Opened<C: Clock> {
     room: Room,
 }
 
-async fn open<C: Clock>(rt: &TokioRt<C>, config: &DurableConfig) -> Result<Opened<C>, StartError> {
+async fn open<C: Clock>(rt: &TokioRt<C>, config: &DurableConfig, room: Room) -> Result<Opened<C>, StartError> {
     let io = |source| StartError::Io { dir: config.dir.clone(), source };
     let file = config.dir.join(INDEX_FILE);
     if !config.is_new && !file.try_exists().map_err(io)? {
         return Err(StartError::Missing { file });
     }
     fs::create_dir_all(&config.dir).map_err(io)?;
-    let room = Room::new(&config.dir, config.bytes_max, config.disk_reserve);
     let index_pool = Pool::start("index").map_err(io)?;
     let index = RedbIndexStore::open(&file, config.index_cache_bytes, index_pool, room.clone())?;
     let blob_pool = Pool::start("blobs").map_err(io)?;
@@ -255,10 +263,11 @@ async fn open<C: Clock>(rt: &TokioRt<C>, config: &DurableConfig) -> Result<Opene
 async fn run<C: Clock>(
     rt: TokioRt<C>,
     config: DurableConfig,
+    room: Room,
     controls: Receiver<Control>,
     started: Reply<Result<Vec<Bridge>, StartError>>,
 ) {
-    let opened = match open(&rt, &config).await {
+    let opened = match open(&rt, &config, room).await {
         Ok(opened) => opened,
         Err(error) => return drop(started.send(Err(error))),
     };

@@ -13,7 +13,12 @@ use std::{
 };
 
 use super::headroom::Headroom;
-use crate::{cache::Cause, config::Reserve, reason::Reason, storage::traits::StoreError};
+use crate::{
+    cache::Cause,
+    config::Reserve,
+    reason::Reason,
+    storage::traits::{INLINE_BYTES_MAX, StoreError},
+};
 
 /// The room shared by a blob store and an index. Clones are the same room; it crosses threads.
 #[derive(Clone, Debug)]
@@ -131,6 +136,20 @@ impl Room {
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
+    /// Why a write of a small body would be refused now; `None` where it would not, or nobody can tell. A system call;
+    /// for threads that may block.
+    #[must_use]
+    pub fn full(&self) -> Option<Reason> {
+        // What the index's writer wants to see for one, pages included.
+        let wanted = 3 * INLINE_BYTES_MAX;
+        let fits = self.check_index(INLINE_BYTES_MAX).and_then(|()| self.check_disk(INLINE_BYTES_MAX));
+        match fits.and_then(|()| self.free_bytes()) {
+            Err(StoreError::Full { reason }) => Some(reason),
+            Ok(free) if free < wanted => Some(Reason::DiskFull),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
     /// An empty reservation for a blob.
     #[must_use]
     pub fn reservation(&self) -> Reservation {
@@ -210,6 +229,7 @@ mod tests {
         assert!(matches!(second.raise_to(21), Err(StoreError::Full { reason: Reason::QuotaFull })));
         second.raise_to(20).expect("fits exactly");
         assert!(room.check_index(1).is_err());
+        assert_eq!(room.full(), Some(Reason::QuotaFull));
         drop(second);
         first.commit(45);
         assert_eq!(room.used(), Used { blobs: 45, staged: 0, index: 30 });
@@ -227,8 +247,10 @@ mod tests {
 
     #[test]
     fn a_reserve_of_everything_leaves_no_room() {
-        assert!(Room::new(Path::new("/"), None, Reserve::Bytes(0)).check_disk(0).is_ok());
+        let free = Room::new(Path::new("/"), None, Reserve::Bytes(0));
+        assert!(free.check_disk(0).is_ok() && free.full().is_none());
         let full = Room::new(Path::new("/"), None, Reserve::Bytes(u64::MAX));
         assert!(matches!(full.check_disk(1), Err(StoreError::Full { reason: Reason::DiskFull })));
+        assert_eq!(full.full(), Some(Reason::DiskFull));
     }
 }

@@ -230,8 +230,9 @@ impl Model {
                 assert!(known.expires_ms == 0 || known.expires_ms > self.now_ms);
                 true
             }
-            Lookup::Expired => {
+            Lookup::Expired(gone) => {
                 let known = self.held.remove(key).expect("nothing expires that was not stored");
+                assert_eq!((gone.flags, gone.body_bytes), (known.flags, known.body.len() as u64));
                 assert!(known.expires_ms != 0 && known.expires_ms <= self.now_ms);
                 false
             }
