@@ -75,7 +75,8 @@ fn everything_the_door_refuses_is_shown_with_its_reason() {
 #[test]
 fn a_namespace_s_figures_are_its_own() {
     let dir = tempfile::tempdir().unwrap();
-    let node = Node::start(dir.path(), &[&SETTINGS[..], &["--set", "policy.l0_max=64KiB"]].concat());
+    let settings = [&SETTINGS[..], &["--set", "policy.l0_max=64KiB"]].concat();
+    let node = Node::start(dir.path(), &settings);
     let mut client = node.client();
     let cache = r#"{"namespaces": {"cache": {"mode": "cache_only"}}}"#;
     assert_eq!(node.patch_policy(cache).status, 200);
@@ -108,7 +109,7 @@ fn a_namespace_s_figures_are_its_own() {
 
     // What left RAM comes back to it, and is counted where it was promoted.
     assert!(node.stop().status.success());
-    let node = Node::start(dir.path(), &SETTINGS);
+    let node = Node::start(dir.path(), &settings);
     let mut client = node.client();
     assert_eq!(client.put("/small/new", b"makes the name known").status, 201);
     assert_eq!(client.get("/small/2").status, 200);

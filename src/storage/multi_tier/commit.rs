@@ -24,6 +24,7 @@ use crate::{
         CacheError, CacheKey, CacheMeta, MissHandler, Precondition, PurgeReport, Storage, Stored, Tier, TierOutcome,
         Version,
     },
+    namespace::Namespace,
     policy::{L2Fill, Mode},
     reason::Reason,
     stats::add,
@@ -51,7 +52,7 @@ impl<T: Tiers> FanoutMiss<T> {
         match &outcome {
             Ok(stored) => {
                 space.counters.stored(stored);
-                node.count_stored(stored);
+                node.count_stored(&space, stored);
             }
             Err(failed) => space.counters.refused(failed.reason()),
         }
@@ -133,7 +134,7 @@ impl<T: Tiers> FanoutMiss<T> {
         turn.turn.raise(version);
         let length = self.written;
         let l0 = self.publish_l0().await;
-        node.count_outcome(Tier::L2, l2, length);
+        node.count_outcome(&self.space, Tier::L2, l2, length);
         let acknowledged = l0 == TierOutcome::Kept || l2 == TierOutcome::Kept;
         if !acknowledged {
             // L1 alone cannot acknowledge, and must not show what was refused.
@@ -173,7 +174,7 @@ impl<T: Tiers> FanoutMiss<T> {
         let (node, durable) = (self.node.clone(), self.rules.mode == Mode::Durable);
         let lagged = durable && !on_evict && self.dropped[Tier::L2 as usize] == Some(Reason::Lag);
         if !durable && !node.has(Tier::L1) && turn.stuck == [false; 3] {
-            node.count_write(Tier::L1, Err(Reason::TierOff));
+            node.count_write(&self.space, Tier::L1, Err(Reason::TierOff));
             return (Some(self.not_kept(Tier::L1)), None);
         }
         let known_l1 = if self.l1.is_some() { TierOutcome::Queued } else { self.not_kept(Tier::L1) };
@@ -222,7 +223,7 @@ impl<T: Tiers> FanoutMiss<T> {
             }
             Err(reason) => Err(reason),
         };
-        self.node.count_write(Tier::L2, kept.map(|()| self.written));
+        self.node.count_write(&self.space, Tier::L2, kept.map(|()| self.written));
         self.kept_or_retired(Tier::L2, kept).await
     }
 
@@ -248,10 +249,10 @@ impl<T: Tiers> FanoutMiss<T> {
         let version = self.meta.version;
         let _ = self.node.retire(tier, &self.key, Precondition::OlderThan(version), version).await;
         let Some(fill) = turn.turn.fill(tier) else {
-            self.node.count_write(tier, Err(Reason::Overload));
+            self.node.count_write(&self.space, tier, Err(Reason::Overload));
             return TierOutcome::Dropped(Reason::Overload);
         };
-        let (node, meta) = (self.node.clone(), self.meta.clone());
+        let (node, space, meta) = (self.node.clone(), self.space.clone(), self.meta.clone());
         self.node.rt.spawn(async move {
             let length = meta.length.unwrap_or(0);
             let outcome = match staged.await {
@@ -261,7 +262,7 @@ impl<T: Tiers> FanoutMiss<T> {
                 }
                 Err(reason) => Err(reason),
             };
-            node.count_write(tier, outcome);
+            node.count_write(&space, tier, outcome);
         });
         TierOutcome::Queued
     }
@@ -274,7 +275,7 @@ impl<T: Tiers> FanoutMiss<T> {
             }
             None => {
                 let dropped = Err(self.why_not(Tier::L1));
-                self.node.count_write(Tier::L1, dropped);
+                self.node.count_write(&self.space, Tier::L1, dropped);
                 self.kept_or_retired(Tier::L1, dropped.map(drop)).await;
             }
         }
@@ -411,30 +412,34 @@ impl<T: Tiers> Node<T> {
     }
 
     /// Counts what L0 and L3 did; L1 and L2 are counted when that is known.
-    fn count_stored(&self, stored: &Stored) {
+    fn count_stored(&self, space: &Namespace, stored: &Stored) {
         for tier in [Tier::L0, Tier::L3] {
             if let Some(outcome) = stored.tiers[tier as usize] {
-                self.count_outcome(tier, outcome, stored.length);
+                self.count_outcome(space, tier, outcome, stored.length);
             }
         }
     }
 
-    fn count_outcome(&self, tier: Tier, outcome: TierOutcome, length: u64) {
+    fn count_outcome(&self, space: &Namespace, tier: Tier, outcome: TierOutcome, length: u64) {
         match outcome {
-            TierOutcome::Kept => self.count_write(tier, Ok(length)),
-            TierOutcome::Dropped(reason) => self.count_write(tier, Err(reason)),
+            TierOutcome::Kept => self.count_write(space, tier, Ok(length)),
+            TierOutcome::Dropped(reason) => self.count_write(space, tier, Err(reason)),
             TierOutcome::Queued => {}
         }
     }
 
-    fn count_write(&self, tier: Tier, outcome: Result<u64, Reason>) {
+    /// Counts what became of a write in one tier, for the tier and for the namespace.
+    fn count_write(&self, space: &Namespace, tier: Tier, outcome: Result<u64, Reason>) {
         let stats = self.stats.tier(tier);
         match outcome {
             Ok(bytes) => {
                 add(&stats.writes, 1);
                 add(&stats.bytes_written, bytes);
             }
-            Err(reason) => stats.write_drops.count(reason),
+            Err(reason) => {
+                stats.write_drops.count(reason);
+                space.counters.dropped(tier, reason);
+            }
         }
     }
 

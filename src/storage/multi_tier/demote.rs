@@ -16,6 +16,7 @@ use engine::rt::Rt;
 use super::{Node, Tiers, keys::Fill, promote::why};
 use crate::{
     cache::{CacheKey, CacheMeta, MissHandler, Precondition, Storage, Tier},
+    namespace::Namespace,
     policy::L2Fill,
     reason::Reason,
     stats::add,
@@ -48,19 +49,24 @@ impl Demotion {
 impl<T: Tiers> Node<T> {
     pub(super) fn evicted_from_l0(self: &Rc<Self>, key: CacheKey, meta: CacheMeta, body: Bytes) {
         add(&self.stats.tier(Tier::L0).evictions, 1);
-        match self.queue_demotion(key, meta, body) {
+        let space = self.namespaces.for_read(key.namespace());
+        match self.queue_demotion(&space, key, meta, body) {
             Ok(true) if !self.demotions.running.replace(true) => {
                 let node = self.clone();
                 self.rt.spawn(async move { node.demote_all().await });
             }
             Ok(_) => {}
-            Err(reason) => self.stats.tier(Tier::L2).demotion_drops.count(reason),
+            Err(reason) => self.demotion_dropped(&space, reason),
         }
     }
 
+    fn demotion_dropped(&self, space: &Namespace, reason: Reason) {
+        self.stats.tier(Tier::L2).demotion_drops.count(reason);
+        space.counters.dropped(Tier::L2, reason);
+    }
+
     /// `false`: the rules do not want it on flash.
-    fn queue_demotion(&self, key: CacheKey, meta: CacheMeta, body: Bytes) -> Result<bool, Reason> {
-        let space = self.namespaces.for_read(key.namespace());
+    fn queue_demotion(&self, space: &Namespace, key: CacheKey, meta: CacheMeta, body: Bytes) -> Result<bool, Reason> {
         let length = body.len() as u64;
         let admitted = space.with(|rules| match self.admits(rules, Tier::L2, length) {
             _ if rules.l2_fill(length) != L2Fill::OnEvict => Ok(false),
@@ -93,9 +99,10 @@ impl<T: Tiers> Node<T> {
             let next = self.demotions.queue.borrow_mut().pop_front();
             let Some(demotion) = next else { break };
             self.demotions.bytes.set(self.demotions.bytes.get() - demotion.cost());
+            let space = self.namespaces.for_read(demotion.key.namespace());
             match self.demote(demotion).await {
                 Ok(()) => add(&self.stats.tier(Tier::L2).demotions, 1),
-                Err(reason) => self.stats.tier(Tier::L2).demotion_drops.count(reason),
+                Err(reason) => self.demotion_dropped(&space, reason),
             }
         }
         self.demotions.running.set(false);

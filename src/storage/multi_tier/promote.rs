@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     cache::{CacheError, CacheKey, CacheMeta, HitHandler, MissHandler, Precondition, Storage, Tier, Version},
+    namespace::Namespace,
     policy::{Effective, L2Fill, Promotion},
     reason::Reason,
     stats::add,
@@ -330,6 +331,7 @@ enum Stage<T: Tiers> {
 
 struct Plan<T: Tiers> {
     node: Rc<Node<T>>,
+    space: Rc<Namespace>,
     key: CacheKey,
     meta: CacheMeta,
     ticket: Ticket,
@@ -339,6 +341,7 @@ struct Plan<T: Tiers> {
 
 struct Running<T: Tiers> {
     node: Rc<Node<T>>,
+    space: Rc<Namespace>,
     l0: Option<(Fill, Miss<T::L0>)>,
     /// To the workers of L1 and L2.
     lanes: [Option<(Tier, Sender)>; 2],
@@ -359,6 +362,7 @@ impl<T: Tiers> Tee<T> {
         ticket: Ticket,
     ) -> Self {
         let Some(length) = meta.length else { return Self::off() };
+        let space = node.namespaces.for_read(key.namespace());
         let mut tiers = [false; 3];
         for tier in [Tier::L0, Tier::L1, Tier::L2].into_iter().filter(|tier| *tier < source) {
             let reason = match (node.admits(rules, tier, length), ticket.refused()) {
@@ -374,12 +378,12 @@ impl<T: Tiers> Tee<T> {
                     continue;
                 }
             };
-            node.stats.tier(tier).promotion_drops.count(reason);
+            node.count_promotion(&space, tier, Err(reason));
         }
         if tiers == [false; 3] {
             return Self::off();
         }
-        let plan = Plan { node: node.clone(), key: key.clone(), meta: meta.clone(), ticket, tiers };
+        let plan = Plan { node: node.clone(), space, key: key.clone(), meta: meta.clone(), ticket, tiers };
         Self { stage: Stage::Planned(plan) }
     }
 
@@ -408,7 +412,7 @@ impl<T: Tiers> Tee<T> {
             Stage::Off => {}
             Stage::Planned(plan) => {
                 for tier in [Tier::L0, Tier::L1, Tier::L2].into_iter().filter(|tier| plan.tiers[*tier as usize]) {
-                    plan.node.stats.tier(tier).promotion_drops.count(reason);
+                    plan.node.count_promotion(&plan.space, tier, Err(reason));
                 }
             }
             Stage::Running(mut running) => running.give_up(reason),
@@ -419,27 +423,27 @@ impl<T: Tiers> Tee<T> {
 impl<T: Tiers> Plan<T> {
     /// Opens the copies. An error or a fill that runs already drops that copy only.
     async fn begin(self) -> Box<Running<T>> {
-        let Self { node, key, meta, ticket, tiers } = self;
+        let Self { node, space, key, meta, ticket, tiers } = self;
         // From here on every wanted copy is counted as committed or dropped, whatever happens to this future.
         let fill = |tier: Tier| {
             let fill = tiers[tier as usize].then(|| ticket.fill(tier))?;
             if fill.is_none() {
-                node.stats.tier(tier).promotion_drops.count(Reason::FillRunning);
+                node.count_promotion(&space, tier, Err(Reason::FillRunning));
             }
             fill
         };
-        let mut running = Box::new(Running { node: node.clone(), l0: None, lanes: [None, None] });
+        let mut running = Box::new(Running { node: node.clone(), space: space.clone(), l0: None, lanes: [None, None] });
         if let Some(fill) = fill(Tier::L1) {
-            running.lanes[0] = Some((Tier::L1, start(&node, |node| node.l1.as_ref(), fill, &key, &meta)));
+            running.lanes[0] = Some((Tier::L1, start(&node, &space, |node| node.l1.as_ref(), fill, &key, &meta)));
         }
         if let Some(fill) = fill(Tier::L2) {
-            running.lanes[1] = Some((Tier::L2, start(&node, |node| node.l2.as_ref(), fill, &key, &meta)));
+            running.lanes[1] = Some((Tier::L2, start(&node, &space, |node| node.l2.as_ref(), fill, &key, &meta)));
         }
         if let Some(fill) = fill(Tier::L0) {
             let older = Precondition::OlderThan(meta.version);
             match node.l0.get_miss_handler(&key, meta, older).await {
                 Ok(miss) => running.l0 = Some((fill, miss)),
-                Err(failed) => node.stats.tier(Tier::L0).promotion_drops.count(why(&failed)),
+                Err(failed) => node.count_promotion(&space, Tier::L0, Err(why(&failed))),
             }
         }
         running
@@ -451,7 +455,7 @@ impl<T: Tiers> Running<T> {
         if let Some((fill, mut miss)) = self.l0.take() {
             match miss.write_body(chunk.clone(), last).await {
                 Ok(()) => self.l0 = Some((fill, miss)),
-                Err(failed) => self.node.stats.tier(Tier::L0).promotion_drops.count(why(&failed)),
+                Err(failed) => self.node.count_promotion(&self.space, Tier::L0, Err(why(&failed))),
             }
         }
         if chunk.is_empty() {
@@ -491,11 +495,11 @@ impl<T: Tiers> Running<T> {
             lane.end();
         }
         if let Some((fill, miss)) = self.l0.take() {
-            let node = self.node.clone();
+            let (node, space) = (self.node.clone(), self.space.clone());
             // RAM commits at once; one that does not is not the reader's to wait for.
             task::detach(&self.node.rt, async move {
                 let outcome = node.commit_fill::<T::L0>(fill, miss).await;
-                node.count_promotion(Tier::L0, outcome);
+                node.count_promotion(&space, Tier::L0, outcome);
             });
         }
     }
@@ -505,7 +509,7 @@ impl<T: Tiers> Running<T> {
             lane.cut(reason);
         }
         if self.l0.take().is_some() {
-            self.node.stats.tier(Tier::L0).promotion_drops.count(reason);
+            self.node.count_promotion(&self.space, Tier::L0, Err(reason));
         }
     }
 }
@@ -519,6 +523,7 @@ impl<T: Tiers> Drop for Running<T> {
 /// Starts the worker that fills a tier behind the reader.
 fn start<T: Tiers, S: Storage + 'static>(
     node: &Rc<Node<T>>,
+    space: &Rc<Namespace>,
     pick: impl Fn(&Node<T>) -> Option<&S> + 'static,
     fill: Fill,
     key: &CacheKey,
@@ -526,14 +531,14 @@ fn start<T: Tiers, S: Storage + 'static>(
 ) -> Sender {
     let (sender, receiver) = lane::lane(node.settings.promote_lag_max, &node.room);
     let (key, meta, version) = (key.clone(), meta.clone(), meta.version);
-    let worker = node.clone();
+    let (worker, space) = (node.clone(), space.clone());
     node.rt.spawn(async move {
         let tier = fill.tier();
         let outcome = match pick(&worker) {
             Some(storage) => worker.fill(storage, fill, &key, meta, receiver).await,
             None => Err(Reason::TierOff),
         };
-        worker.count_promotion(tier, outcome);
+        worker.count_promotion(&space, tier, outcome);
         // The fill is over by now, and in nobody's way.
         if tier == Tier::L2 && outcome == Err(Reason::QueueFull) {
             worker.refill_later(&key, version, Cause::Read);
@@ -572,11 +577,18 @@ impl<T: Tiers> Node<T> {
         fill.publish().ok_or(Reason::Poisoned)
     }
 
-    pub(super) fn count_promotion(&self, tier: Tier, outcome: Result<(), Reason>) {
+    /// Counts what became of a promotion, for the tier and for the namespace.
+    pub(super) fn count_promotion(&self, space: &Namespace, tier: Tier, outcome: Result<(), Reason>) {
         let stats = self.stats.tier(tier);
         match outcome {
-            Ok(()) => add(&stats.promotions, 1),
-            Err(reason) => stats.promotion_drops.count(reason),
+            Ok(()) => {
+                add(&stats.promotions, 1);
+                space.counters.promoted(tier);
+            }
+            Err(reason) => {
+                stats.promotion_drops.count(reason);
+                space.counters.dropped(tier, reason);
+            }
         }
     }
 }

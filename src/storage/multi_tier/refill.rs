@@ -77,7 +77,10 @@ impl<T: Tiers> Node<T> {
                 self.rt.spawn(async move { node.refill_all().await });
             }
             Ok(()) => {}
-            Err(reason) => self.count_promotion(Tier::L2, Err(reason)),
+            Err(reason) => {
+                let space = self.namespaces.for_read(key.namespace());
+                self.count_promotion(&space, Tier::L2, Err(reason));
+            }
         }
     }
 
@@ -102,8 +105,9 @@ impl<T: Tiers> Node<T> {
         loop {
             let next = self.refills.queue.borrow_mut().pop_front();
             let Some(refill) = next else { break };
+            let space = self.namespaces.for_read(refill.key.namespace());
             let outcome = self.refill(refill).await;
-            self.count_promotion(Tier::L2, outcome);
+            self.count_promotion(&space, Tier::L2, outcome);
         }
         self.refills.running.set(false);
     }
