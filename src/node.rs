@@ -64,6 +64,9 @@ const ADMIN_CREDITS: usize = 64;
 /// How often the node looks whether something is wrong.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Room for what a start writes beside logs and index: policy and identity.
+const START_BYTES: u64 = 1 << 20;
+
 /// A process that lost a shard ends with this code.
 const SHARD_LOST: i32 = 70;
 
@@ -142,6 +145,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
 
     let (durable, bridges) = DurableExecutor::start(durable_config(&config, &dir), clock)?;
     check_caches(&policy.policy, &durable)?;
+    durable.make_room(START_BYTES);
     policy_file.begin(&policy)?;
     if let Some(note) = note {
         tracing::warn!("{note}");

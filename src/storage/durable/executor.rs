@@ -220,6 +220,15 @@ impl DurableExecutor {
         self.control.clone()
     }
 
+    /// Gives up the index's headroom if the disk has less than `bytes`, for the small files that a start writes: a node
+    /// that cannot start deletes nothing. The next write of the index takes back what is left. Blocks.
+    pub fn make_room(&self, bytes: u64) {
+        let room = &self.control.room;
+        if room.free_bytes().is_ok_and(|free| free < bytes) {
+            room.headroom().give_up();
+        }
+    }
+
     /// Stops in order, and waits for it: at most [`STOP_GRACE`] and the commits under way. Blocks. Requests that were
     /// not taken up fail at their clients.
     pub fn stop(self) {
