@@ -17,6 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use engine::device::file::refuse_memory;
 use rustix::{
     fs::{Access, Mode, OFlags, access, open},
     io::Errno,
@@ -278,7 +279,7 @@ fn data_dir(path: &Path) -> Check {
     let shown = path.display();
     match datadir::inspect(path) {
         Err(error) => Check::fail(NAME, error.to_string(), "a node cannot start on it"),
-        Ok(exists) => match access(nearest(path), Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(exists) => match if exists { may_write(path) } else { try_make(path) } {
             Ok(()) if exists => Check::ok(NAME, format!("{shown}: free, writable")),
             Ok(()) => Check::ok(NAME, format!("{shown}: will be made")),
             Err(error) => Check::fail(
@@ -288,6 +289,22 @@ fn data_dir(path: &Path) -> Check {
             ),
         },
     }
+}
+
+fn may_write(folder: &Path) -> io::Result<()> {
+    Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
+/// Makes a folder where `path` would begin, and removes it: permissions alone do not tell, of root and of file systems
+/// that are none.
+fn try_make(path: &Path) -> io::Result<()> {
+    let probe = nearest(path).join(probe_name());
+    fs::create_dir(&probe)?;
+    fs::remove_dir(&probe)
+}
+
+fn probe_name() -> String {
+    format!(".strata-probe-{}", std::process::id())
 }
 
 fn direct(path: &Path, tried: io::Result<()>) -> Check {
@@ -306,11 +323,12 @@ fn direct(path: &Path, tried: io::Result<()>) -> Check {
 /// Writes one page past the page cache into a file without a name.
 fn write_direct(path: &Path) -> io::Result<()> {
     let folder = nearest(path);
+    refuse_memory(folder)?;
     let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
     let file = match open(folder, flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR) {
         // Not every file system has nameless files.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
-            let name = folder.join(format!(".strata-probe-{}", std::process::id()));
+            let name = folder.join(probe_name());
             let file = open(&name, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?;
             fs::remove_file(&name)?;
             file
@@ -518,7 +536,13 @@ mod tests {
         assert!(data_dir(&path).found.contains("free, writable"));
         fs::write(path.join("identity.json"), "{").expect("written");
         assert!(data_dir(&path).found.contains("identity.json cannot be used"));
+        let nowhere = data_dir(Path::new("/proc/no-such-folder/x"));
+        assert!(nowhere.status == Status::Fail && nowhere.advice.contains("--data-dir"), "{nowhere:?}");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "no probe is left");
         assert_eq!(direct(&path, Err(Errno::INVAL.into())).status, Status::Fail);
+        let memory = Path::new("/dev/shm/no-such-folder");
+        let check = direct(memory, write_direct(memory));
+        assert!(check.status == Status::Fail && check.advice.contains("l2_bytes = 0"), "{check:?}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Starting: the banner, the refusals, the subcommands.
 
-use std::{fs, net::TcpListener};
+use std::{fs, net::TcpListener, path::Path};
 
 use crate::node::{Node, strata};
 
@@ -21,6 +21,30 @@ fn help_and_subcommands_answer() {
     let text = String::from_utf8_lossy(&output.stdout);
     for check in ["io_uring", "O_DIRECT", "MEMLOCK", "NOFILE", "memory"] {
         assert!(text.contains(check), "{check}:\n{text}");
+    }
+}
+
+#[test]
+fn doctor_refuses_what_serve_refuses_and_neither_leaves_a_trace() {
+    let in_memory = format!("/dev/shm/strata-test-{}", std::process::id());
+    for (data, l2_bytes, wants) in [
+        (in_memory.as_str(), "64MiB", Some("O_DIRECT")),
+        ("/proc/strata", "0", Some("data_dir")),
+        (in_memory.as_str(), "0", None),
+    ] {
+        let l2_bytes = format!("l2_bytes={l2_bytes}");
+        let settings = ["--data-dir", data, "--shards", "1", "--memory-max", "256MiB", "--set", &l2_bytes];
+        let doors = ["--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let output = strata(&["doctor"]).args(settings).args(doors).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.success(), wants.is_none(), "{data} {l2_bytes}: {text}");
+        if let Some(check) = wants {
+            let failed = text.lines().any(|line| line.starts_with("fail") && line.contains(check));
+            assert!(failed, "{data} {l2_bytes}: {text}");
+            let output = strata(&["serve"]).args(settings).args(doors).output().unwrap();
+            assert!(!output.status.success(), "{data} {l2_bytes}: {output:?}");
+        }
+        assert!(!Path::new(data).exists(), "{data} was made");
     }
 }
 

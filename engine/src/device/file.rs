@@ -121,7 +121,15 @@ fn refuse_buffered(path: &Path) -> io::Result<()> {
         Err(rustix::io::Errno::INVAL) => return Err(no_direct_io()),
         Err(other) => return Err(other.into()),
     }
-    // Recent kernels let tmpfs accept the flag without meaning it.
+    refuse_memory(path)
+}
+
+/// Refuses files and folders that are kept in memory: recent kernels let tmpfs accept the flag for direct I/O without
+/// meaning it.
+///
+/// # Errors
+/// `path` is on such a file system, which is then [`io::ErrorKind::Unsupported`], or cannot be asked.
+pub fn refuse_memory(path: &Path) -> io::Result<()> {
     match rustix::fs::statfs(path)?.f_type {
         libc::TMPFS_MAGIC => Err(no_direct_io()),
         _ => Ok(()),
