@@ -93,7 +93,7 @@ pub struct Limits {
     pub connections_max_per_shard: u64,
     /// Unread bytes of one body between two threads.
     pub body_window_bytes: u64,
-    /// How far a tier may fall behind a write before it is dropped from it, in bytes.
+    /// How far a tier may fall behind a write, or a read that fills it, before it is dropped from it, in bytes.
     pub fanout_lag_max: u64,
     /// How long a stop waits for requests in flight.
     pub stop_grace: Duration,

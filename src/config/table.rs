@@ -156,8 +156,8 @@ settings! {
         "Largest body accepted by any door; larger ones get 413. Meant to stop a writer that never ends, so it is \
          above disk images and model files.";
     fanout_lag_max, "fanout_lag_max", Bytes, "8MiB", Some("256KiB"),
-        "How far a tier that does not acknowledge a write may fall behind the writer before it is dropped from that \
-         write.";
+        "How far a tier may fall behind a write that it does not acknowledge, or behind a read that fills it, before \
+         it is dropped from that. What L2 missed so in a durable namespace is copied there from L3 afterwards.";
     http_listen, "http_listen", Listen, "127.0.0.1:7800", None,
         "The HTTP door.";
     memcached_listen, "memcached_listen", Listen, "127.0.0.1:11211", None,

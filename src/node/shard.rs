@@ -258,6 +258,8 @@ fn bounds(config: &Config) -> Settings {
     let lanes = config.memory.lanes_per_shard();
     Settings {
         fanout_lag_max: bytes(config.limits.fanout_lag_max.min(lanes)),
+        // What waits behind a read is as good as what waits behind a write.
+        promote_lag_max: bytes(config.limits.fanout_lag_max.min(lanes)),
         lane_bytes_max: bytes(lanes),
         // As a body that a door streams from L3: the same pieces and a window.
         refill_bytes: bytes(inflight::STREAM_BYTES.saturating_add(config.limits.body_window_bytes)),

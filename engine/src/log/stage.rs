@@ -301,12 +301,16 @@ impl<D: Device, R: Rt> StagedWrite<D, R> {
     }
 
     async fn put_tail(&mut self) -> Result<(), LogError> {
-        let tail = std::mem::take(&mut self.tail);
+        let mut tail = std::mem::take(&mut self.tail);
         if tail.is_empty() {
             return Ok(());
         }
         let inner = self.inner.clone();
-        inner.until_room(|state| Ok(self.put_chunk(state, &tail))).await
+        inner.until_room(|state| Ok(self.put_chunk(state, &tail))).await?;
+        // The next chunk is as large: no growing from nothing again.
+        tail.clear();
+        self.tail = tail;
+        Ok(())
     }
 
     fn put_chunk(&mut self, state: &mut State, chunk: &[u8]) -> Result<(), NoRoom> {

@@ -63,6 +63,12 @@ pub(super) struct Reserved {
     bytes: usize,
 }
 
+impl Reserved {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl Drop for Reserved {
     fn drop(&mut self) {
         self.room.used.set(self.room.used.get() - self.bytes);

@@ -14,6 +14,9 @@
 //! memory; they are taken from the room of the lanes, and a refill that gets none for [`ROOM_TRIES_MAX`] times
 //! [`ROOM_WAIT`] is dropped. When the shard stops, the worker ends after the chunk it is at.
 //!
+//! Clients come first (INV-8): as long as anything of theirs waits in a lane, the worker pauses before each chunk, though
+//! not for ever, so that a busy shard gets its large objects to flash as well.
+//!
 //! [`Settings::refill_bytes`]: super::Settings::refill_bytes
 
 use std::{
@@ -45,6 +48,12 @@ pub(super) const ROOM_WAIT: Duration = Duration::from_millis(100);
 
 /// How often a refill asks for room; then it is dropped as [`Reason::Overload`].
 pub(super) const ROOM_TRIES_MAX: u32 = 600;
+
+/// How long a refill pauses at a time while lanes hold what clients write or read.
+pub(super) const PAUSE: Duration = Duration::from_millis(5);
+
+/// Pauses before one chunk; then it goes on beside the lanes.
+pub(super) const PAUSES_MAX: u32 = 10;
 
 /// What was too fast for L2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,7 +124,7 @@ impl<T: Tiers> Node<T> {
     async fn refill(&self, refill: Refill) -> Result<(), Reason> {
         let Refill { key, version, cause } = refill;
         let (Some(l2), Some(l3)) = (&self.l2, &self.l3) else { return Err(Reason::TierOff) };
-        let _room = self.room_for_refill().await?;
+        let room = self.room_for_refill().await?;
         // Before L3 is asked: see `lookup`.
         let ticket = self.keys.ticket(&key);
         let fill = ticket.refused().map_or_else(|| ticket.fill(Tier::L2).ok_or(Reason::FillRunning), Err)?;
@@ -131,6 +140,7 @@ impl<T: Tiers> Node<T> {
         let older = Precondition::OlderThan(version);
         let mut miss = l2.get_miss_handler(&key, meta, older).await.map_err(|failed| why(&failed))?;
         loop {
+            self.give_way(&room).await;
             self.goes_on(&fill)?;
             let chunk = hit.read_body().await.map_err(|failed| self.failed(Tier::L3, &failed))?.unwrap_or_default();
             let last = whole.pass(&chunk).map_err(|_| Reason::BodyMismatch)?;
@@ -153,6 +163,16 @@ impl<T: Tiers> Node<T> {
             self.rt.sleep(ROOM_WAIT).await;
         }
         Err(Reason::Overload)
+    }
+
+    /// Pauses while anything but the refill itself is on its way through the lanes.
+    async fn give_way(&self, refill: &Reserved) {
+        for _ in 0..PAUSES_MAX {
+            if self.room.used() <= refill.bytes() {
+                return;
+            }
+            self.rt.sleep(PAUSE).await;
+        }
     }
 
     /// Whether the rules, as they are now, want the object on flash.

@@ -1,5 +1,7 @@
 //! What a write admits where, while it streams.
 
+use std::time::Duration;
+
 use super::*;
 use crate::{
     cache::TierOutcome,
@@ -113,6 +115,8 @@ fn a_tier_that_falls_behind_is_dropped_and_the_writer_is_not_slowed() {
     let stored = world.put(KEY, &long).expect("stored");
     assert_eq!(dropped(&stored, Tier::L2), Some(Reason::Lag));
     assert_eq!(world.sim.clock().elapsed(), started, "nobody waited");
+    assert_eq!(world.held(KEY), "03");
+    world.sim.run_for(Duration::from_secs(5));
     assert_eq!(world.held(KEY), "023", "L2 got it from L3, at its own pace");
 
     // Within the lag the end of the body is waited for, but not for ever: then the writer leaves it behind.

@@ -1,7 +1,7 @@
 //! What was too fast for flash comes later.
 
 use super::{
-    super::refill::{QUEUE_MAX, ROOM_TRIES_MAX, ROOM_WAIT},
+    super::refill::{PAUSE, PAUSES_MAX, QUEUE_MAX, ROOM_TRIES_MAX, ROOM_WAIT},
     *,
 };
 use crate::storage::memory::{Fault, Gate, Op};
@@ -30,6 +30,12 @@ fn put_lagging(world: &World, path: &str, bytes: &Bytes) {
     let stored = world.put(path, bytes).expect("stored");
     assert_eq!(dropped(&stored, Tier::L2), Some(Reason::Lag));
     gate.open();
+    lanes_empty(world);
+}
+
+/// Lets the worker that lagged find out, and the refill that gave way to what it held.
+fn lanes_empty(world: &World) {
+    world.sim.run_for(PAUSE * 2);
     world.sim.run_until_idle();
 }
 
@@ -38,7 +44,7 @@ fn read_lagging(world: &World, path: &str, bytes: &Bytes) {
     let gate = hold(&world.l2, Op::Write);
     assert_eq!(world.got(path, bytes), Tier::L3);
     gate.open();
-    world.sim.run_until_idle();
+    lanes_empty(world);
     assert!(world.promotion_drops(Tier::L2).contains(&(Reason::QueueFull, 1)));
 }
 
@@ -226,6 +232,39 @@ fn it_ends_when_the_shard_stops() {
     assert_idle(&world);
 }
 
+/// Begins a write of which some waits for flash, where its worker must be held.
+fn begin_waiting(world: &World) -> <Under as Storage>::Miss {
+    world.run(async {
+        let opened = world.tier.get_miss_handler(&key("img/other"), CacheMeta::default(), Precondition::None).await;
+        let mut miss = opened.expect("opened");
+        miss.write_body(body(2000, 9), false).await.expect("room");
+        miss
+    })
+}
+
+#[test]
+fn it_gives_way_to_the_lanes_and_not_for_ever() {
+    let (world, body) = (world(), body(50_000, 1));
+    let gate = hold(&world.l2, Op::Begin);
+    let other = begin_waiting(&world);
+    let began = world.sim.clock().elapsed();
+    put_lagging(&world, KEY, &body);
+    let steps = || world.sim.step() && world.held(KEY) == "03";
+    while steps() {}
+    assert_eq!((world.held(KEY), promotions(&world)), ("023".into(), 1));
+    assert_eq!(world.sim.clock().elapsed() - began, PAUSE * PAUSES_MAX * 50, "before each of 50 chunks");
+
+    // Once the lanes are empty it goes on at once.
+    let began = world.sim.clock().elapsed();
+    put_lagging(&world, KEY, &body);
+    drop(other);
+    gate.open();
+    while steps() {}
+    assert_eq!((world.held(KEY), world.sim.clock().elapsed() - began), ("023".into(), PAUSE * 3));
+    world.sim.run_until_idle();
+    assert_idle(&world);
+}
+
 #[test]
 fn it_waits_for_room_and_not_for_ever() {
     let refill_bytes = 10_000;
@@ -234,20 +273,13 @@ fn it_waits_for_room_and_not_for_ever() {
             Settings { fanout_lag_max: LAG_MAX, lane_bytes_max: 11_000, refill_bytes, ..Settings::default() };
         let world = World::new(Setup { settings, ..Setup::default() });
         let body = body(50_000, 1);
-        // Another write, of which some waits for flash.
         let gate = hold(&world.l2, Op::Begin);
-        let other = world.run(async {
-            let meta = CacheMeta::default();
-            let opened = world.tier.get_miss_handler(&key("img/other"), meta, Precondition::None).await;
-            let mut miss = opened.expect("opened");
-            miss.write_body(body.slice(..2000), false).await.expect("room");
-            miss
-        });
+        let other = begin_waiting(&world);
         put_lagging(&world, KEY, &body);
-        world.sim.run_for(ROOM_WAIT * (ROOM_TRIES_MAX - 1));
+        world.sim.run_for(ROOM_WAIT * (ROOM_TRIES_MAX - 2));
         assert_eq!((world.held(KEY), drops(&world, Reason::Overload)), ("03".into(), 0), "it waits");
         if !freed {
-            world.sim.run_for(ROOM_WAIT);
+            world.sim.run_for(ROOM_WAIT * 2);
         }
         drop(other);
         gate.open();
