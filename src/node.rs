@@ -132,7 +132,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     let clock = MachineClock::start();
     let mut dir =
         DataDir::open(&config.data_dir, (config.shards, config.l2.bytes), clock.wall_ms(), &mut || fastrand::u64(..))?;
-    let (policy_file, policy, note) = PolicyFile::open(&dir, config.policy.clone())?;
+    let (policy_file, policy, note) = PolicyFile::open(&dir, config.policy.clone(), config.l2.bytes > 0)?;
     // Not 0: that is what a directory says that has not served yet.
     let run = Run { id: fastrand::u64(1..), before: dir.identity().run };
     if config.l2.bytes > 0 {
@@ -146,7 +146,6 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     let (durable, bridges) = DurableExecutor::start(durable_config(&config, &dir), clock)?;
     check_caches(&policy.policy, &durable)?;
     durable.make_room(START_BYTES);
-    policy_file.begin(&policy)?;
     if let Some(note) = note {
         tracing::warn!("{note}");
     }
@@ -158,9 +157,10 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     let bridges = bridges.into_iter().map(|bridge| bridge.with_window(window)).collect();
     let node = Parts { config: &config, clock, dir: &dir, policy: &policy, durable: &durable };
     let (running, opened) = node.start_shards(logs, listeners, bridges)?;
-    let control = Arc::new(node.control(&running, policy_file, policy.clone()));
+    let control = Arc::new(node.control(&running, policy_file.clone(), policy.clone()));
     // From here on a log that is not open misses what is written and removed.
     dir.record_run(config.shards, config.l2.bytes, run.id)?;
+    policy_file.begin(&policy)?;
     let admin = match admin {
         None => None,
         Some(server) => Some(server.serve(control.clone()).map_err(NodeError::Admin)?),

@@ -257,26 +257,35 @@ impl Policy {
 
     /// Whether every namespace that `before` declares has the same mode here. What a namespace holds was
     /// acknowledged by the tiers of its mode: under the other, objects of L3 would be there and never found, and
-    /// copies on flash would be held against an index that never knew them.
+    /// copies in RAM and on flash would be held against an index that never knew them. `cached`: such copies may be
+    /// there, or come back; where not, a cache-only namespace may become durable.
     ///
     /// # Errors
     /// The first by name whose mode differs, for one because it is declared no more; the pointer is to its mode.
-    pub fn keeps_modes_of(&self, before: &Self) -> Result<(), PolicyError> {
-        match before.declared().find(|(name, rules)| rules.mode != self.mode(name)) {
-            None => Ok(()),
-            Some((name, rules)) if self.declared.contains_key(name) => Err(PolicyError::mode(
-                name,
-                format!("`{name}` is {} and stays it: declare another namespace for the other mode", rules.mode),
-            )),
-            Some((name, rules)) => Err(PolicyError::mode(
-                name,
-                format!(
-                    "`{name}` is {}, and undeclared it would be {}: keep it declared (\"mode\": \"{}\"), and declare \
-                     another namespace for the other mode",
-                    rules.mode, self.undeclared.mode, rules.mode
-                ),
-            )),
-        }
+    pub fn keeps_modes_of(&self, before: &Self, cached: bool) -> Result<(), PolicyError> {
+        let keeps = |(name, rules): &(&str, &Arc<Effective>)| {
+            rules.mode == self.mode(name) || (rules.mode == Mode::CacheOnly && !cached)
+        };
+        let Some((name, rules)) = before.declared().find(|declared| !keeps(declared)) else { return Ok(()) };
+        let way_out = match rules.mode {
+            Mode::Durable => String::new(),
+            Mode::CacheOnly => format!(
+                ". To give it up with what it caches: configure policy.namespaces.{name}.mode = \"durable\" and start \
+                 once with l2_bytes = 0; after that it need not be declared"
+            ),
+        };
+        let message = if self.declared.contains_key(name) {
+            format!("`{name}` is {} and stays it: declare another namespace for the other mode{way_out}", rules.mode)
+        } else {
+            format!(
+                "`{name}` is {mode}, and undeclared it would be {}: keep it declared, by \"namespaces\": {{\"{name}\": \
+                 {{\"mode\": \"{mode}\"}}}} or [policy.namespaces.{name}] with mode = \"{mode}\", and declare another \
+                 namespace for the other mode{way_out}",
+                self.undeclared.mode,
+                mode = rules.mode
+            )
+        };
+        Err(PolicyError::mode(name, message))
     }
 
     /// The cache-only namespaces that `before` does not declare, by name: undeclared they were durable.
@@ -381,7 +390,7 @@ mod tests {
             (json!({"kept": {}}), Some(("cache", "keep it declared"))),
             (json!({"cache": cache, "memcached": {"mode": "durable"}}), Some(("memcached", "is cache_only"))),
         ] {
-            let judged = of(&after).keeps_modes_of(&before);
+            let judged = of(&after).keeps_modes_of(&before, true);
             let Some((name, says)) = refused else {
                 assert_eq!(judged, Ok(()), "{after}");
                 continue;
@@ -389,11 +398,15 @@ mod tests {
             let error = judged.expect_err(&after.to_string());
             assert_eq!(error.pointer, format!("/namespaces/{name}/mode"), "{after}");
             assert!(error.message.contains(says) && error.message.contains("another namespace"), "{error}");
+            let way_out = format!("policy.namespaces.{name}.mode = \"durable\" and start once with l2_bytes = 0");
+            assert_eq!(error.message.contains(&way_out), name != "kept", "{error}");
+            // Where nothing is cached, a cache may go; what L3 holds stays durable.
+            assert_eq!(of(&after).keeps_modes_of(&before, false).is_ok(), name != "kept", "{after}");
         }
         // Declared only to be written to at all, it is durable as before.
         let closed = Policy::from_json(&json!({"namespaces_mode": "declared"})).expect("valid");
-        assert!(closed.keeps_modes_of(&of(&json!({"kept": {}}))).is_ok());
-        assert!(closed.keeps_modes_of(&before).is_err());
+        assert!(closed.keeps_modes_of(&of(&json!({"kept": {}})), true).is_ok());
+        assert!(closed.keeps_modes_of(&before, true).is_err());
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! the later change and takes its place. What lost is told, and kept as `policy.json.old` if the admin API made it.
 //!
 //! With the policy the file remembers the mode of every declared namespace. A configured policy that gives one another
-//! mode, or no longer declares one that is a cache, is refused, and the file left as it is.
+//! mode, or no longer declares one that is a cache, is refused, and the file left as it is. In a run without flash it
+//! may give a cache up: that run holds nothing of it, and flash that misses a run brings nothing cached back.
 //!
 //! Versions grow by one with each change and never go back, so that an `ETag` names one policy for ever.
 
@@ -41,13 +42,14 @@ pub struct PolicyFile {
 
 impl PolicyFile {
     /// The policy to start with, out of what is kept and what is configured, and a line for the log if one of them
-    /// lost. Called once, at start; writes nothing, see [`PolicyFile::begin`].
+    /// lost. `flash`: this run has an L2. Called once, at start; writes nothing, see [`PolicyFile::begin`].
     ///
     /// # Errors
     /// The file is damaged or newer or cannot be read, or the configured policy changes a namespace's mode.
     pub fn open(
         dir: &DataDir,
         configured: Arc<Policy>,
+        flash: bool,
     ) -> Result<(Self, VersionedPolicy, Option<String>), DataDirError> {
         let this = Self { dir: dir.path().into(), configured };
         let path = this.dir.join(FILE);
@@ -68,7 +70,7 @@ impl PolicyFile {
             let policy = VersionedPolicy { version: kept.version, policy: Arc::new(policy) };
             return Ok((this, policy, line));
         }
-        this.configured.keeps_modes_of(&policy).map_err(|refused| DataDirError::Mode {
+        this.configured.keeps_modes_of(&policy, flash).map_err(|refused| DataDirError::Mode {
             setting: setting(&refused.pointer),
             reason: refused.message,
             file: path.clone(),
@@ -86,7 +88,8 @@ impl PolicyFile {
     }
 
     /// Keeps the policy that [`PolicyFile::open`] gave, and what it takes the place of; called when nothing speaks
-    /// against the start any more, so that one that is refused forgets no mode and records none.
+    /// against the start any more, so that one that is refused forgets no mode and records none, and after the run is
+    /// recorded: a cache that was given up must not be found by a start that does not know of the run without flash.
     ///
     /// # Errors
     /// The system refuses; the policy kept before is still there.
@@ -136,7 +139,7 @@ mod tests {
     impl Node {
         fn start(&self, configured: &Value) -> (PolicyFile, VersionedPolicy, Option<String>) {
             let dir = DataDir::open(self.folder.path(), (1, 0), 0, &mut || 0).expect("opened");
-            let opened = PolicyFile::open(&dir, policy(configured)).expect("readable");
+            let opened = PolicyFile::open(&dir, policy(configured), true).expect("readable");
             opened.0.begin(&opened.1).expect("kept");
             opened
         }
@@ -194,10 +197,17 @@ mod tests {
             (json!({"l0_max": 2, "namespaces": {"a": cache, "b": {}}}), "policy.namespaces.made.mode"),
         ] {
             let dir = DataDir::open(node.folder.path(), (1, 0), 0, &mut || 0).expect("opened");
-            let message = PolicyFile::open(&dir, policy(&configured)).expect_err(setting).to_string();
+            let message = PolicyFile::open(&dir, policy(&configured), true).expect_err(setting).to_string();
             assert!(message.starts_with(&format!("{setting}: ")) && message.contains(FILE), "{message}");
             assert_eq!(std::fs::read_to_string(&path).expect("there"), before, "{setting}");
         }
+        let dir = DataDir::open(node.folder.path(), (1, 0), 0, &mut || 0).expect("opened");
+        for (without, allowed) in
+            [(json!({"namespaces": {"b": {}}}), true), (json!({"namespaces": {"b": cache}}), false)]
+        {
+            assert_eq!(PolicyFile::open(&dir, policy(&without), false).is_ok(), allowed, "{without} without flash");
+        }
+        drop(dir);
         let (_, kept, _) = node.start(&configured);
         assert_eq!(kept.version, 2);
         let (_, next, _) = node.start(&json!({"l0_max": 2, "namespaces": {"a": cache, "made": cache}}));
@@ -217,7 +227,7 @@ mod tests {
         ] {
             std::fs::write(&path, &text).expect("written");
             let dir = DataDir::open(node.folder.path(), (1, 0), 0, &mut || 0).expect("opened");
-            let message = PolicyFile::open(&dir, policy(&json!({"l0_max": 5}))).expect_err(&text).to_string();
+            let message = PolicyFile::open(&dir, policy(&json!({"l0_max": 5})), true).expect_err(&text).to_string();
             assert!(message.contains(wanted) && message.contains("policy.json"), "{text}: {message}");
             assert_eq!(std::fs::read_to_string(&path).expect("there"), text);
         }

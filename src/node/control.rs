@@ -116,7 +116,8 @@ impl NodeControl {
     /// Whether every namespace that is known keeps its mode. A namespace that becomes a cache must be unused until
     /// now, and is kept so while what this returns lives.
     async fn check_modes(&self, next: &Policy, current: &Policy) -> Result<Reserved, PolicyError> {
-        next.keeps_modes_of(current).map_err(invalid)?;
+        // Even without flash: RAM holds copies, and requests are under way.
+        next.keeps_modes_of(current, true).map_err(invalid)?;
         let reserved = self.registry.reserve(next.caches_new_since(current));
         let reserved = reserved.map_err(|name| invalid(in_use(&name)))?;
         for name in next.caches_new_since(current) {

@@ -118,3 +118,37 @@ fn a_start_changes_no_mode() {
     let node = start(dir.path(), &[&cache[..], &["--set", "policy.l0_max=1MiB"]].concat());
     assert_eq!((node.client().get("/cache/a").text(), node.client().get("/plain/a").text()), ("1".into(), "2".into()));
 }
+
+#[test]
+fn a_cache_is_given_up_by_a_run_without_flash_and_nothing_of_it_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = start(dir.path(), &[]);
+    let made = r#"{"namespaces": {"cache": {"mode": "cache_only", "l2_fill": "on_write"}}}"#;
+    assert_eq!(node.patch_policy(made).status, 200);
+    let mut client = node.client();
+    for target in ["/cache/kept", "/cache/over", "/cache/gone"] {
+        assert_eq!(client.put(target, b"cached").status, 201);
+    }
+    let refusal = node.patch_policy(r#"{"namespaces": {"cache": null}}"#);
+    assert!(refusal.text().contains("start once with l2_bytes = 0"), "{}", refusal.text());
+    assert!(node.stop().status.success());
+
+    // What the refusal says, and only that.
+    let durable = ["--set", "policy.namespaces.cache.mode=durable"];
+    let text = refused(dir.path(), &durable);
+    assert!(text.contains("start once with l2_bytes = 0"), "{text}");
+    let node = Node::start(dir.path(), &[&["--memory-max", "256MiB", "--set", "l2_bytes=0"], &durable[..]].concat());
+    let mut client = node.client();
+    assert_eq!(client.get("/cache/kept").status, 404);
+    let over = client.put("/cache/over", b"durable");
+    assert!(over.status == 201 && over.header("strata-stored").contains("L3"), "{over:?}");
+    assert_eq!(client.put("/cache/gone", b"durable").status, 201);
+    assert_eq!(client.request("DELETE", "/cache/gone", &[], &Body::None).status, 204);
+    node.kill();
+
+    let node = start(dir.path(), &[]);
+    let mut client = node.client();
+    assert_eq!((client.get("/cache/kept").status, client.get("/cache/gone").status), (404, 404));
+    assert_eq!(client.get("/cache/over").text(), "durable");
+    assert_refused(&node.patch_policy(CACHE), "/namespaces/cache/mode");
+}
