@@ -39,7 +39,7 @@ use crate::{
     storage::{
         bridge::{self, Ask, Bridge},
         flash::{FlashTier, keep},
-        multi_tier::{Context, MultiTier, NoTier, Settings, Stack},
+        multi_tier::{Context, MultiTier, Settings, Stack},
         ram::{EvictSink, Leaving, RamTier},
     },
     version::VersionClock,
@@ -54,7 +54,7 @@ const SWEEP_INTERVAL_MAX: Duration = Duration::from_millis(160);
 type Clk = <ShardRt as Rt>::Clock;
 type L0 = RamTier<Clk, Demote>;
 type L2 = FlashTier<FileDevice, ShardRt>;
-type ShardTiers = MultiTier<L0, NoTier, L2, Bridge, ShardRt>;
+type ShardTiers = MultiTier<L0, Bridge, L2, Bridge, ShardRt>;
 
 /// What a shard is started with.
 pub(super) struct Seed {

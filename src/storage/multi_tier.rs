@@ -53,7 +53,6 @@ pub mod fanout;
 mod keys;
 mod lane;
 pub mod lookup;
-mod none;
 pub mod promote;
 mod refill;
 pub mod remove;
@@ -67,7 +66,6 @@ use engine::{clock::Clock, rt::Rt};
 use self::{demote::Demotions, keys::Keys, lane::Room, refill::Refills};
 pub use self::{
     fanout::FanoutMiss,
-    none::NoTier,
     promote::{HitFromL0, HitFromL1PromoteL0, HitFromLower, MultiHit},
 };
 use crate::{
@@ -116,7 +114,7 @@ where
     type Rt = R;
 }
 
-/// The tiers of a shard; one that is off is `None` (of [`NoTier`], if there is no type for it).
+/// The tiers of a shard; one that is off is `None`.
 pub struct Stack<L0, L1, L2, L3> {
     /// RAM; always there.
     pub l0: L0,

@@ -9,6 +9,7 @@ mod flash;
 mod local;
 mod memory;
 mod multi_tier;
+mod network;
 mod planted;
 mod redb;
 mod redb_faults;

@@ -24,7 +24,7 @@ use strata::{
         durable::{DurableSettings, DurableTier},
         flash::{FlashTier, keep},
         memory::{InMemoryBlobStore, InMemoryIndexStore},
-        multi_tier::{Context, MultiTier, NoTier, Sabotage, Settings, Stack},
+        multi_tier::{Context, MultiTier, Sabotage, Settings, Stack},
         ram::{EvictSink, Leaving, RamTier},
     },
     version::VersionClock,
@@ -39,7 +39,7 @@ const ASKS: usize = 64;
 
 type L0 = RamTier<SimClock, Demote>;
 type L2 = FlashTier<SimDevice<SimRt>, SimRt>;
-pub(crate) type Tiers = MultiTier<L0, NoTier, L2, Bridge, SimRt>;
+pub(crate) type Tiers = MultiTier<L0, Bridge, L2, Bridge, SimRt>;
 
 /// What a run plants to see that it is noticed.
 #[derive(Clone, Copy, Debug, Default)]

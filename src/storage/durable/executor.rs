@@ -1,7 +1,6 @@
 //! The durable executor: the thread that owns the embedded L3.
 //!
-//! One thread with a tokio scheduler runs [`DurableTier`] over [`LocalBlobStore`] and [`RedbIndexStore`], serves it
-//! to its clients through [`bridge`](crate::storage::bridge) and sweeps it; the disk is touched by its pools and the
+//! One thread runs [`DurableTier`] over [`LocalBlobStore`] and [`RedbIndexStore`], serves it and sweeps it; the disk is touched by its pools and the
 //! index writer only. The directory:
 //!
 //! ```text
@@ -11,23 +10,15 @@
 //! ```
 //!
 //! Start: the index first, because it knows the format and refuses before anything is changed; then the blobs.
-//! Stop: no new requests, those under way are finished within [`STOP_GRACE`], then the writer commits what is queued
-//! and the file is closed. Blobs and index have pools of their own, so that large bodies do not starve small reads.
+//! Stop: as every [`executor`](crate::storage::executor); then the writer commits what is queued and the file is closed. Blobs and index have pools of their own, so that large bodies do not starve small reads.
 
-use std::{
-    fs, io,
-    path::PathBuf,
-    rc::Rc,
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf};
 
 use engine::{
     clock::Clock,
     mailbox::{Receiver, Reply, Sender, mailbox, oneshot},
     rt::Rt,
 };
-use futures_lite::future::or;
 
 use super::{
     DurableSettings, DurableTier,
@@ -42,21 +33,16 @@ use crate::{
     config::Reserve,
     reason::Reason,
     storage::{
-        bridge::{Ask, Bridge, serve_until},
+        bridge::Bridge,
+        executor::{Executor, ExecutorError},
         traits::{IndexStore, PurgeRecord, PurgeScope, StoreError},
     },
     tokio_rt::TokioRt,
     version::VersionClock,
 };
 
-/// Requests one client may have waiting in the executor's mailbox; at the bound it waits for a credit.
-pub const CREDITS_PER_CLIENT: usize = 256;
-
 /// Control requests that may wait; at the bound their senders wait.
 pub const CONTROL_MAX: usize = 16;
-
-/// How long a stop waits for what is under way.
-pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
 const INDEX_FILE: &str = "index.redb";
 
@@ -127,7 +113,6 @@ enum Control {
     PurgeScope(PurgeScope, Reply<Result<Option<PurgeRecord>, CacheError>>),
     FlashLapped(Version),
     Holds(Box<str>, Reply<Result<bool, StoreError>>),
-    Stop,
 }
 
 /// What can be asked of the executor beside its data. Clones share one queue; usable on any thread.
@@ -183,7 +168,7 @@ impl DurableControl {
 /// The running executor. Dropping it stops it, as [`DurableExecutor::stop`] does.
 pub struct DurableExecutor {
     control: DurableControl,
-    thread: Option<JoinHandle<()>>,
+    _executor: Executor,
 }
 
 impl DurableExecutor {
@@ -195,23 +180,21 @@ impl DurableExecutor {
     pub fn start<C: Clock + Send>(config: DurableConfig, clock: C) -> Result<(Self, Vec<Bridge>), StartError> {
         let controls = mailbox(CONTROL_MAX);
         let sender = controls.sender(CONTROL_MAX).ok_or(StartError::Ended)?;
-        let (started, starts) = oneshot();
-        let dir = config.dir.clone();
+        let (dir, clients) = (config.dir.clone(), config.clients);
         let room = Room::new(&dir, config.bytes_max, config.disk_reserve);
         let control = DurableControl { sender, room: room.clone() };
-        let run = move || {
-            if let Err(error) = TokioRt::run(clock, async |rt| run(rt, config, room, controls, started).await) {
-                tracing::error!(%error, "the durable executor has no scheduler");
-            }
+        let main = async move |rt: TokioRt<C>| {
+            let Opened { tier, room } = open(&rt, &config, room).await?;
+            tier.start_sweep();
+            rt.spawn(answer(controls, tier.clone(), room));
+            Ok(tier)
         };
-        let thread = thread::Builder::new()
-            .name("durable".into())
-            .spawn(run)
-            .map_err(|source| StartError::Io { dir, source })?;
-        let bridges = starts.wait_blocking().unwrap_or(Err(StartError::Ended));
-        let executor = Self { control, thread: Some(thread) };
-        // On an error the drop of `executor` waits for the thread, which has closed what it had opened.
-        Ok((executor, bridges?))
+        let (executor, bridges) = Executor::start("durable", clock, clients, main).map_err(|error| match error {
+            ExecutorError::Open(error) => error,
+            ExecutorError::Thread { source, .. } => StartError::Io { dir, source },
+            ExecutorError::Ended(_) => StartError::Ended,
+        })?;
+        Ok((Self { control, _executor: executor }, bridges))
     }
 
     /// A handle to its counters and controls.
@@ -229,20 +212,10 @@ impl DurableExecutor {
         }
     }
 
-    /// Stops in order, and waits for it: at most [`STOP_GRACE`] and the commits under way. Blocks. Requests that were
-    /// not taken up fail at their clients.
+    /// Stops in order, and waits for it: at most [`STOP_GRACE`](crate::storage::executor::STOP_GRACE) and the commits
+    /// under way. Blocks. Requests that were not taken up fail at their clients.
     pub fn stop(self) {
         drop(self);
-    }
-}
-
-impl Drop for DurableExecutor {
-    fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        drop(futures_lite::future::block_on(self.control.sender.send(Control::Stop)));
-        if thread.join().is_err() {
-            tracing::error!("the durable executor panicked");
-        }
     }
 }
 
@@ -269,43 +242,8 @@ async fn open<C: Clock>(rt: &TokioRt<C>, config: &DurableConfig, room: Room) -> 
     Ok(Opened { tier: tier.map_err(StartError::Store)?, room })
 }
 
-async fn run<C: Clock>(
-    rt: TokioRt<C>,
-    config: DurableConfig,
-    room: Room,
-    controls: Receiver<Control>,
-    started: Reply<Result<Vec<Bridge>, StartError>>,
-) {
-    let opened = match open(&rt, &config, room).await {
-        Ok(opened) => opened,
-        Err(error) => return drop(started.send(Err(error))),
-    };
-    let asks = mailbox::<Ask>(config.clients * CREDITS_PER_CLIENT);
-    // The capacity is exactly theirs.
-    let bridges = (0..config.clients).filter_map(|_| asks.sender(CREDITS_PER_CLIENT)).map(Bridge::new).collect();
-    opened.tier.start_sweep();
-    let tier = opened.tier.clone();
-    let (stop, stops) = oneshot();
-    let (stopping, stopped) = oneshot();
-    rt.spawn(control(controls, opened, stop));
-    if started.send(Ok(bridges)).is_err() {
-        return;
-    }
-    let stop = async move {
-        stops.await;
-        drop(stopping.send(()));
-    };
-    let grace = async {
-        stopped.await;
-        rt.sleep(STOP_GRACE).await;
-        tracing::warn!("the durable executor stops with requests under way");
-    };
-    or(serve_until(rt.clone(), Rc::new(tier), asks, stop), grace).await;
-}
-
-/// Answers controls until it is told to stop, or nobody can tell it any more.
-async fn control<C: Clock>(mut controls: Receiver<Control>, opened: Opened<C>, stop: Reply<()>) {
-    let Opened { tier, room } = opened;
+/// Answers controls until nobody can ask any more, or the thread ends.
+async fn answer<C: Clock>(mut controls: Receiver<Control>, tier: EmbeddedTier<C>, room: Room) {
     while let Some(control) = controls.recv().await {
         match control {
             Control::Stats(reply) => {
@@ -322,8 +260,6 @@ async fn control<C: Clock>(mut controls: Receiver<Control>, opened: Opened<C>, s
             Control::Holds(namespace, reply) => {
                 drop(reply.send(tier.index().holds(format!("{namespace}/").as_bytes()).await));
             }
-            Control::Stop => break,
         }
     }
-    drop(stop.send(()));
 }
