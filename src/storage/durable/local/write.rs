@@ -182,7 +182,7 @@ impl<C: Clock> BlobWrite for LocalBlobWrite<C> {
 impl<C: Clock> Drop for LocalBlobWrite<C> {
     fn drop(&mut self) {
         let Some(draft) = self.draft.take() else { return };
-        self.store.pool.push(move || drop(draft));
+        self.store.pool.clean_up(move || drop(draft));
     }
 }
 
