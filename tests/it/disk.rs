@@ -1,5 +1,6 @@
-//! File systems of a test's own: in memory, and on loop devices that can be made to fail. Needs root, and a test that
-//! lacks it fails. What was mounted is unmounted on the way out, whatever happens: declare it before the node.
+//! File systems of a test's own: in memory, and on loop devices that can be made to fail. Mounting needs root: a user
+//! who is not root needs sudo that asks for nothing (tests/run.sh sees to it). A test that can mount nothing fails. What
+//! was mounted belongs to the user, and is unmounted on the way out, whatever happens: declare it before the node.
 
 use std::{
     ffi::OsStr,
@@ -7,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
 };
+
+use rustix::process::{getegid, geteuid};
 
 /// What is left of a device that has failed, in bytes: nothing of its file system lies there.
 const STUMP_BYTES: u64 = 64 << 10;
@@ -21,7 +24,7 @@ pub(crate) struct Mount {
 impl Mount {
     /// A file system in memory that takes `bytes`.
     pub(crate) fn tmpfs(at: &Path, bytes: u64) -> Self {
-        let options = format!("size={bytes}");
+        let options = format!("size={bytes},uid={},gid={}", geteuid(), getegid());
         run("mount", ["-t", "tmpfs", "-o", &options, "tmpfs"].map(OsStr::new).into_iter().chain([at.as_os_str()]));
         Self { at: at.into(), device: None }
     }
@@ -31,7 +34,8 @@ impl Mount {
     pub(crate) fn ext4(at: &Path, image: &Path, bytes: u64) -> Self {
         File::create(image).and_then(|file| file.set_len(bytes)).expect("an image");
         let eager = ["-q", "-F", "-m", "0", "-N", "64", "-J", "size=4", "-E"];
-        let eager = eager.into_iter().chain(["nodiscard,lazy_itable_init=0,lazy_journal_init=0"]).map(OsStr::new);
+        let owner = format!("nodiscard,lazy_itable_init=0,lazy_journal_init=0,root_owner={}:{}", geteuid(), getegid());
+        let eager = eager.into_iter().chain([&*owner]).map(OsStr::new);
         run("mkfs.ext4", eager.chain([image.as_os_str()]));
         let device = LoopDevice::attach(image);
         let name = device.0.clone();
@@ -49,7 +53,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(&self.at).status());
+        drop(as_root("umount").arg("-l").arg(&self.at).status());
     }
 }
 
@@ -64,16 +68,24 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        drop(Command::new("losetup").args(["--detach", &self.0]).status());
+        drop(as_root("losetup").args(["--detach", &self.0]).status());
     }
+}
+
+fn as_root(program: &str) -> Command {
+    if geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.args(["-n", program]);
+    sudo
 }
 
 fn run<'a>(program: &str, args: impl IntoIterator<Item = &'a OsStr>) -> String {
     let args: Vec<_> = args.into_iter().collect();
-    let output = Command::new(program).args(&args).output().unwrap_or_else(|e| panic!("{program} does not run: {e}"));
-    assert!(
-        output.status.success(),
-        "this test mounts file systems of its own: run it as root, with loop devices; {program} {args:?}: {output:?}"
-    );
+    let needs = "this test mounts file systems of its own: it needs root or sudo without a question, and loop devices";
+    let output = as_root(program).args(&args).output();
+    let output = output.unwrap_or_else(|e| panic!("{needs}; {program} does not run: {e}"));
+    assert!(output.status.success(), "{needs}; {program} {args:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
