@@ -151,7 +151,7 @@ mod tests {
         let (let_go, held) = queue::bounded::<()>(0);
         for _ in 0..POOL_THREADS {
             let held = held.clone();
-            pool.clean_up(move || drop(held.recv()));
+            pool.clean_up(move || assert!(held.recv().is_err(), "let go by the drop of the sender"));
         }
         let done = Arc::new(AtomicUsize::new(0));
         for _ in POOL_THREADS..CLEAN_UPS_MAX + 7 {
