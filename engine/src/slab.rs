@@ -5,8 +5,9 @@
 //! the same slab.
 //!
 //! In reading order: [`layout`] (THE table of an entry), [`arena`] (memory, the only `unsafe`), [`pin`] (the only
-//! atomics), [`copies`] (bodies that could not be pinned), [`extent`] (free space), [`index`], [`evict`] and [`ghost`] (S3-FIFO), [`room`] (eviction and moving),
-//! [`stage`] (bodies on their way in), [`sweep`] (expiry, scans and counts).
+//! atomics), [`copies`] (bodies that could not be pinned), [`place`] (bodies that are not held), [`extent`] (free space),
+//! [`index`], [`evict`] and [`ghost`] (S3-FIFO), [`room`] (eviction and moving), [`stage`] (bodies on their way in),
+//! [`sweep`] (expiry, scans and counts).
 //!
 //! - INV-SLAB-1: a hit gives exactly the bytes of the last published version of its key. A version below the
 //!   current one is refused, never stored.
@@ -14,7 +15,8 @@
 //!   ([`Config::metadata_bytes_max`]).
 //! - INV-SLAB-3: an entry that is evicted, replaced or swept is shown to the caller while its bytes are intact.
 //! - INV-SLAB-4: bytes that a `Bytes` pins are neither written, moved nor reused before its drop was seen.
-//! - A hit takes no lock, no atomic operation and no allocation, unless it is pinned.
+//! - INV-PLACE-1: the body that a [`Place`] names has not changed while [`Slab`]'s count of changes stands.
+//! - A hit takes no lock, no atomic operation and no allocation, unless [`Hit::pin`] is called.
 //!
 //! Leaves to the tier above: what a version, a flag or the blob means, which tiers an evicted entry goes to, and
 //! checksums. Absent on purpose: any reading of the blob, any clock, any thread.
@@ -27,6 +29,7 @@ mod ghost;
 mod index;
 mod layout;
 mod pin;
+mod place;
 mod room;
 mod stage;
 mod sweep;
@@ -38,6 +41,7 @@ use std::{collections::BTreeMap, io};
 
 use bytes::Bytes;
 
+pub use self::place::Place;
 pub use self::stage::{Stage, StageError};
 pub use self::sweep::{Cursor, Stats, Visited};
 use self::{
@@ -298,6 +302,8 @@ pub struct Slab {
     /// Kept for its capacity.
     over: Vec<At>,
     sweep_at: usize,
+    /// See [`place`].
+    changes: u64,
     counts: Counts,
 }
 
@@ -324,6 +330,7 @@ impl Slab {
             copies: Copies::new(config.copied_bytes_max),
             over: Vec::new(),
             sweep_at: 0,
+            changes: 0,
             counts: Counts::default(),
         })
     }
@@ -451,6 +458,7 @@ impl Slab {
         }
         self.queues.replace(self.extents.arena_mut(), &old, to, new);
         self.index.replace(entry.hash, at, to);
+        self.changed();
         self.extents.free(at, old.units());
         Update::Done
     }

@@ -106,7 +106,8 @@ impl Body {
     }
 }
 
-/// A small hit in RAM, in one copy and without a wait.
+/// A small hit in RAM, in one copy and without a wait. The copy is an allocation of its own and not a piece of a shared
+/// buffer: HTTP gives it back at the client's pace, and what is held meanwhile is to be what is charged (INV-4).
 fn copied<H: HitHandler>(hit: &mut H, length: u64) -> Result<Option<Bytes>, CacheError> {
     let Some(bytes) = usize::try_from(length).ok().filter(|bytes| *bytes <= COPY_BYTES_MAX) else { return Ok(None) };
     let mut copy = BytesMut::with_capacity(bytes);

@@ -1,6 +1,7 @@
 //! L0: a thin `Storage` over `engine::slab`.
 //!
-//! Owns the encoding of [`CacheMeta`] into the slab's opaque blob (the table below) and what a version means there.
+//! Owns the encoding of [`CacheMeta`] into the slab's opaque blob (the table below) and what a version means there;
+//! reading a hit, and what that costs, is [`hit`]'s.
 //! Everything is synchronous inside: no future of this tier ever waits, which is what lets `MultiTier` publish to
 //! L0 without a window. Bytes that leave to make room are shown to an [`EvictSink`] first. What each namespace has here
 //! is counted as it comes and goes ([`held`]).
@@ -8,8 +9,9 @@
 //! The blob, little endian: `checksum: u32`, `created_ms: u64`, `client_flags: u32`, then the headers.
 
 pub mod held;
+mod hit;
 
-use std::{cell::RefCell, io, ops::Range, rc::Rc};
+use std::{cell::RefCell, io, rc::Rc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use engine::{
@@ -17,11 +19,11 @@ use engine::{
     slab::{self, Config, Entry, Evicted, Lookup, Outcome, Slab, Stage, StageError, Stats, Update},
 };
 
-use self::held::Held;
+pub use self::hit::RamHit;
+use self::{held::Held, hit::HeadersBuffer};
 use crate::{
     cache::{
-        COPY_BYTES_MAX, CacheError, CacheKey, CacheMeta, Found, HitHandler, MissHandler, Precondition, PurgeReport,
-        Storage, Stored, Tier, Version,
+        CacheError, CacheKey, CacheMeta, Found, MissHandler, Precondition, PurgeReport, Storage, Stored, Tier, Version,
     },
     reason::Reason,
     version::VersionClock,
@@ -96,8 +98,9 @@ impl EvictSink for () {
 }
 
 struct Shared<C, E> {
-    slab: RefCell<Slab>,
+    slab: Rc<RefCell<Slab>>,
     held: RefCell<held::Table>,
+    headers: HeadersBuffer,
     clock: C,
     versions: VersionClock,
     sink: E,
@@ -118,8 +121,9 @@ impl<C: Clock, E: EvictSink> RamTier<C, E> {
     /// # Errors
     /// The system refuses the memory.
     pub fn new(config: Config, clock: C, versions: VersionClock, sink: E) -> io::Result<Self> {
-        let (slab, held) = (RefCell::new(Slab::new(config)?), RefCell::default());
-        Ok(Self(Rc::new(Shared { slab, held, clock, versions, sink })))
+        let slab = Rc::new(RefCell::new(Slab::new(config)?));
+        let (held, headers) = (RefCell::default(), HeadersBuffer::default());
+        Ok(Self(Rc::new(Shared { slab, held, headers, clock, versions, sink })))
     }
 
     /// Gives back the room of some expired objects. A turn looks at [`SWEEP_PLACES_MAX`] places of the index and goes
@@ -146,9 +150,10 @@ impl<C: Clock, E: EvictSink> RamTier<C, E> {
         let now_ms = self.0.clock.wall_ms();
         match self.0.slab.borrow_mut().get(key.hash(), key.path(), now_ms) {
             Lookup::Hit(hit) => {
-                let (meta, length) = (decode(&hit), hit.body_bytes());
-                let (rest, withheld) = hit.pin().map_or((Bytes::new(), length), |rest| (rest, 0));
-                Ok((meta, RamHit { rest, withheld, fresh: true }))
+                let (fixed, headers) = decode(&hit);
+                let meta = CacheMeta { headers: self.0.headers.copy(headers), ..fixed };
+                let checksum = meta.checksum.unwrap_or_default();
+                Ok((meta, RamHit::new(&self.0.slab, hit, checksum)))
             }
             Lookup::Expired(gone) => {
                 self.0.held.borrow_mut().remove(key.path(), gone.flags, gone.body_bytes);
@@ -223,18 +228,20 @@ fn entry<'a>(key: &'a CacheKey, meta: &CacheMeta, blob: &'a [u8], flags: u8) -> 
     }
 }
 
-fn decode(hit: &slab::Hit<'_>) -> CacheMeta {
+/// What an entry says of itself, and its headers apart, which have yet to be copied.
+fn decode<'a>(hit: &'a slab::Hit<'_>) -> (CacheMeta, &'a [u8]) {
     let mut blob = hit.meta();
     let (checksum, created_ms, client_flags) = (blob.get_u32_le(), blob.get_u64_le(), blob.get_u32_le());
-    CacheMeta {
+    let meta = CacheMeta {
         version: Version(hit.version()),
         length: Some(hit.body_bytes()),
         checksum: Some(checksum),
         created_ms,
         expires_ms: expires_from(hit.expires_ms()),
         client_flags,
-        headers: if blob.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(blob) },
-    }
+        headers: Bytes::new(),
+    };
+    (meta, blob)
 }
 
 impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
@@ -250,7 +257,7 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
     /// ([`Reason::PinnedMax`]): a lower tier reads it in pieces.
     async fn find(&self, key: &CacheKey) -> Result<Found<RamHit>, CacheError> {
         Ok(match self.look(key) {
-            Ok((_, RamHit { withheld: 1.., .. })) => Found::Miss(Reason::PinnedMax),
+            Ok((_, hit)) if hit.is_withheld() => Found::Miss(Reason::PinnedMax),
             Ok((meta, hit)) => Found::Hit(meta, hit),
             Err(reason) => Found::Miss(reason),
         })
@@ -309,7 +316,7 @@ impl<C: Clock, E: EvictSink> Storage for RamTier<C, E> {
         let (checksum, flags) = {
             let mut slab = self.0.slab.borrow_mut();
             match slab.get(key.hash(), key.path(), self.0.clock.wall_ms()) {
-                Lookup::Hit(hit) => (decode(&hit).checksum, hit.flags()),
+                Lookup::Hit(hit) => (decode(&hit).0.checksum, hit.flags()),
                 Lookup::Expired(gone) => {
                     self.0.held.borrow_mut().remove(key.path(), gone.flags, gone.body_bytes);
                     return Ok(false);
@@ -333,64 +340,6 @@ fn refused(error: StageError) -> CacheError {
         StageError::TooLarge { .. } => Reason::TooLarge,
         _ => Reason::NoRoom,
     })
-}
-
-/// A hit in RAM: pinned bytes, or a copy when they are few. Outlives the entry.
-#[derive(Debug)]
-pub struct RamHit {
-    rest: Bytes,
-    /// Bytes that are there and cannot be given: 0, or all.
-    withheld: u64,
-    /// Nothing was read or sought yet.
-    fresh: bool,
-}
-
-impl RamHit {
-    fn given(&self) -> Result<(), CacheError> {
-        match self.withheld {
-            0 => Ok(()),
-            _ => Err(CacheError::Unavailable { reason: Reason::PinnedMax, cause: None }),
-        }
-    }
-}
-
-impl HitHandler for RamHit {
-    fn remaining(&self) -> u64 {
-        self.rest.len() as u64 + self.withheld
-    }
-
-    fn seek(&mut self, range: Range<u64>) -> Result<(), CacheError> {
-        self.given()?;
-        let within = |at: u64| usize::try_from(at).ok().filter(|at| *at <= self.rest.len());
-        let (Some(start), Some(end), true) = (within(range.start), within(range.end), self.fresh) else {
-            return Err(CacheError::Refused(Reason::Internal));
-        };
-        if start > end {
-            return Err(CacheError::Refused(Reason::Internal));
-        }
-        self.rest = self.rest.slice(start..end);
-        self.fresh = false;
-        Ok(())
-    }
-
-    async fn read_body(&mut self) -> Result<Option<Bytes>, CacheError> {
-        self.given()?;
-        self.fresh = false;
-        Ok(if self.rest.is_empty() { None } else { Some(std::mem::take(&mut self.rest)) })
-    }
-
-    fn try_copy(&mut self, out: &mut BytesMut) -> Option<usize> {
-        if self.remaining() > COPY_BYTES_MAX as u64 {
-            return None;
-        }
-        self.fresh = false;
-        out.extend_from_slice(&self.rest);
-        Some(std::mem::take(&mut self.rest).len())
-    }
-
-    fn tier(&self) -> Tier {
-        Tier::L0
-    }
 }
 
 /// A body on its way into RAM, staged in the arena.
@@ -462,6 +411,7 @@ mod tests {
     use engine::rt::sim::{Sim, SimClock};
 
     use super::*;
+    use crate::cache::{COPY_BYTES_MAX, HitHandler};
 
     #[derive(Debug, PartialEq)]
     struct Left {
@@ -519,7 +469,8 @@ mod tests {
             assert!(matches!(tier.find(&key("small")).await, Ok(Found::Hit(..))));
             assert!(matches!(tier.find(&key("large")).await, Ok(Found::Miss(Reason::PinnedMax))));
         });
-        assert_eq!((tier.stats().pins_copied, tier.stats().pins_refused), (2, 2));
+        let stats = tier.stats();
+        assert_eq!((stats.pins, stats.pins_copied, stats.pins_refused), (0, 0, 2), "small ones need no pin");
     }
 
     #[test]

@@ -65,6 +65,12 @@ impl Index {
         self.table.find(place(hash), is_it).copied()
     }
 
+    /// The entry of that hash and version, whatever its key.
+    pub(super) fn find_version(&self, arena: &Arena, hash: u64, version: u64) -> Option<At> {
+        let is_it = |&at: &At| hash_at(arena, at) == hash && Head::load(arena, at).version == version;
+        self.table.find(place(hash), is_it).copied()
+    }
+
     /// Adds an entry whose key is not in the table.
     pub(super) fn insert(&mut self, arena: &Arena, hash: u64, at: At) {
         assert!(!self.is_full(), "the caller makes room (INV-INDEX-1)");

@@ -189,9 +189,15 @@ impl Head {
 
     /// The body of the entry at `at`.
     pub(super) fn body<'a>(&self, arena: &'a Arena, at: At) -> &'a [u8] {
+        let (at, skip, bytes) = self.body_place(at);
+        arena.bytes(at, skip, bytes)
+    }
+
+    /// Where the body of the entry at `at` is: an extent, bytes to skip there, and bytes of the body.
+    pub(super) fn body_place(&self, at: At) -> (At, usize, usize) {
         match self.body {
-            Body::Inline(bytes) => arena.bytes(at, self.body_skip(), bytes as usize),
-            Body::Own { at, bytes } => arena.bytes(at, 0, bytes as usize),
+            Body::Inline(bytes) => (at, self.body_skip(), bytes as usize),
+            Body::Own { at, bytes } => (at, 0, bytes as usize),
         }
     }
 

@@ -144,6 +144,7 @@ impl Slab {
 
     /// Frees the extents of an entry that is in neither index nor queue any more; a pinned body goes to limbo.
     pub(super) fn release(&mut self, at: At, head: &Head) {
+        self.changed();
         self.extents.free(at, head.units());
         if let Body::Own { at, .. } = head.body {
             let pinned = self.extents.arena().is_pinned(at);
@@ -237,6 +238,7 @@ impl Slab {
         };
         *may_move -= units;
         self.counts.moved_bytes += u64::from(units) * UNIT_BYTES as u64;
+        self.changed();
         self.extents.arena_mut().copy((at, 0), (to, 0), units as usize * UNIT_BYTES);
         match large {
             None => self.moved_head(at, to),

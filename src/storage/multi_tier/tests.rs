@@ -11,6 +11,7 @@ mod history;
 mod oracle;
 mod parts;
 mod promotion;
+mod ram;
 mod refill;
 
 use std::{cell::RefCell, future::Future, rc::Rc, sync::Arc};

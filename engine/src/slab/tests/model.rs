@@ -1,7 +1,7 @@
 //! Random operations beside a plain map. The slab shows every entry that leaves, so the map knows exactly what must
 //! be there, and hits are required as well as allowed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 
@@ -49,6 +49,9 @@ fn ops() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Hits that are looked at again after each step.
+const PLACES_MAX: usize = 12;
+
 #[derive(Clone, Debug, PartialEq)]
 struct Held {
     version: u64,
@@ -62,6 +65,8 @@ struct Model {
     slab: Slab,
     held: BTreeMap<Vec<u8>, Held>,
     pins: Vec<(Bytes, Vec<u8>)>,
+    /// Of the last hits: where, the key, and the bytes found there.
+    places: VecDeque<(Place, Vec<u8>, Vec<u8>)>,
     stages: Vec<(Stage, Vec<u8>)>,
     now_ms: u64,
     steps: u64,
@@ -95,6 +100,7 @@ impl Model {
             slab,
             held: BTreeMap::new(),
             pins: Vec::new(),
+            places: VecDeque::new(),
             stages: Vec::new(),
             now_ms: 1_000,
             steps: 0,
@@ -228,6 +234,12 @@ impl Model {
                 };
                 assert!(&found == known, "INV-SLAB-1");
                 assert!(known.expires_ms == 0 || known.expires_ms > self.now_ms);
+                let place = hit.place();
+                assert_eq!(self.slab.body_in_place(&place), Some(&known.body[..]), "at first it is in place");
+                self.places.push_back((place, key.to_vec(), found.body));
+                if self.places.len() > PLACES_MAX {
+                    self.places.pop_front();
+                }
                 true
             }
             Lookup::Expired(gone) => {
@@ -240,6 +252,17 @@ impl Model {
                 assert!(known.is_none(), "nothing leaves unseen (INV-SLAB-3)");
                 false
             }
+        }
+    }
+
+    /// A place gives the bytes found there or nothing; sought, it gives what has its version and length now.
+    fn check_places(&self) {
+        for (place, key, found) in &self.places {
+            let there = self.slab.body_in_place(place);
+            assert!(there.is_none_or(|body| body == found), "INV-PLACE-1");
+            let held = self.held.get(key).filter(|held| held.version == place.version);
+            let held = held.filter(|held| held.body.len() == found.len());
+            assert!(self.slab.body_sought(place) == held.map(|held| &held.body[..]));
         }
     }
 
@@ -305,6 +328,7 @@ proptest! {
         for op in ops {
             model.apply(op);
             check(&mut model.slab);
+            model.check_places();
         }
         model.finish();
     }
