@@ -7,8 +7,9 @@
 //!   that no fd, port or file outlives it (the executor itself never drops pending tasks).
 //! - A panic in a task ends that task: caught, counted, logged, told to the [`Supervisor`]. A panic in a shard's main
 //!   future, or in the executor, is a [`Failure`] and is meant to end the process.
-//! - Every shard beats each [`HEARTBEAT`]: this bounds a lost park (the executor can park although tasks are
-//!   runnable when the kernel deschedules it in a narrow window), and the watchdog reads it.
+//! - Every shard beats each [`HEARTBEAT`], less often while it has little to do ([`HEARTBEAT_IDLE`]): this bounds a lost
+//!   park (the executor can park although tasks are runnable when the kernel deschedules it for 100 ms in a narrow
+//!   window), and the watchdog reads it.
 //! - The preempt timer of the executor stays at its default; a shorter one makes that window wide.
 //! - The run queue is drained, and I/O, timers and wakes from other threads are looked at, at least every
 //!   [`IO_TURN_MAX`] as long as tasks that keep themselves runnable do it with [`Rt::yield_now`].
@@ -44,8 +45,12 @@ pub use self::{
 use self::{probe::IoTurn, tasks::Tasks};
 use crate::{clock::Clock, clock::MachineClock, rt::Rt};
 
-/// How often every shard's timer fires and its [`Heart`] beats.
+/// How often every shard's timer fires and its [`Heart`] beats ...
 pub const HEARTBEAT: Duration = Duration::from_millis(10);
+
+/// ... while more than one task is polled in that time; otherwise the pause is doubled up to this, because waking up is
+/// nearly all that an idle shard does. A park can only be lost after a longer stop of the thread than this.
+pub const HEARTBEAT_IDLE: Duration = Duration::from_millis(80);
 
 /// How long tasks that yield may keep I/O, timers and foreign wakes waiting.
 pub const IO_TURN_MAX: Duration = Duration::from_micros(500);

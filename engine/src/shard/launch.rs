@@ -19,7 +19,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use super::{
-    BufferReport, HEARTBEAT, Heart, Inner, ShardId, ShardRt, Signal, io_error,
+    BufferReport, HEARTBEAT, HEARTBEAT_IDLE, Heart, Inner, ShardId, ShardRt, Signal, io_error,
     memory::Measure,
     probe::{IoTurn, settle_polling},
     sleep,
@@ -383,7 +383,7 @@ impl Seat {
             }),
         };
         let pulse = Tasks::new(self.shard, self.supervisor.clone());
-        pulse.spawn(Box::pin(beat(self.heart.clone())));
+        pulse.spawn(Box::pin(beat(self.heart.clone(), rt.inner.tasks.clone())));
         self.heart.start();
         drop(ready.send(Ok(())));
         if gate.await.is_some() {
@@ -474,9 +474,36 @@ async fn guarded(future: BoxFuture) -> Ended {
     }
 }
 
-async fn beat(heart: Arc<Heart>) {
+async fn beat(heart: Arc<Heart>, tasks: Rc<Tasks>) {
+    let (mut pause, mut polls) = (HEARTBEAT, 0);
     loop {
-        sleep(HEARTBEAT).await;
-        heart.beat();
+        sleep(pause).await;
+        heart.beat(pause);
+        let polled = tasks.polls() - polls;
+        polls += polled;
+        pause = pause_after(pause, polled);
+    }
+}
+
+/// The pause before the next beat, when `polled` tasks were polled in the last `pause`.
+fn pause_after(pause: Duration, polled: u64) -> Duration {
+    let is_idle = u128::from(polled) * HEARTBEAT.as_nanos() <= pause.as_nanos();
+    if is_idle { (pause * 2).min(HEARTBEAT_IDLE) } else { HEARTBEAT }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beats_are_rare_only_while_little_is_polled() {
+        let pauses = |mut pause, polled: &[u64]| -> Vec<_> {
+            let next = polled.iter().map(|polled| {
+                pause = pause_after(pause, *polled);
+                pause.as_millis()
+            });
+            next.collect()
+        };
+        assert_eq!(pauses(HEARTBEAT, &[0, 1, 1, 8, 9, 1, 3]), [20, 40, 80, 80, 10, 20, 10]);
     }
 }

@@ -21,6 +21,7 @@ pub(super) struct Tasks {
     slots: RefCell<Slots>,
     cancelled: Cell<bool>,
     panics: Cell<u64>,
+    polls: Cell<u64>,
 }
 
 #[derive(Default)]
@@ -41,6 +42,7 @@ impl Tasks {
             slots: RefCell::default(),
             cancelled: Cell::new(false),
             panics: Cell::new(0),
+            polls: Cell::new(0),
         })
     }
 
@@ -50,6 +52,11 @@ impl Tasks {
 
     pub(super) fn panics(&self) -> u64 {
         self.panics.get()
+    }
+
+    /// Polls of all tasks so far.
+    pub(super) fn polls(&self) -> u64 {
+        self.polls.get()
     }
 
     /// Starts a task, or drops it when the shard is past its grace period.
@@ -136,6 +143,7 @@ impl Future for Tracked {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let Some(future) = &mut this.future else { return Poll::Ready(()) };
+        this.tasks.polls.set(this.tasks.polls.get() + 1);
         if !this.tasks.cancelled.get() {
             this.tasks.remember(this.slot, cx.waker());
             match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {

@@ -49,19 +49,20 @@ impl Heart {
         self.shard
     }
 
-    /// Beats since start, one per [`super::HEARTBEAT`] as long as the shard takes its turns.
+    /// Beats since start, one per [`super::HEARTBEAT`], or per [`super::HEARTBEAT_IDLE`] at least, as long as the shard
+    /// takes its turns.
     #[must_use]
     pub fn beats(&self) -> u64 {
         self.beats.load(Ordering::Relaxed)
     }
 
-    /// Time since the last beat; while the shard runs, much more than [`super::HEARTBEAT`] is a stall.
+    /// Time since the last beat; while the shard runs, much more than [`super::HEARTBEAT_IDLE`] is a stall.
     #[must_use]
     pub fn age(&self) -> Duration {
         self.born.elapsed().saturating_sub(Duration::from_micros(self.last_us.load(Ordering::Relaxed)))
     }
 
-    /// The longest time between two beats so far.
+    /// The longest time between two beats so far, less what was meant to be longer than [`super::HEARTBEAT`].
     #[must_use]
     pub fn gap_max(&self) -> Duration {
         Duration::from_micros(self.gap_us_max.load(Ordering::Relaxed))
@@ -73,12 +74,14 @@ impl Heart {
         self.state.load(Ordering::SeqCst) == RUNNING
     }
 
-    pub(super) fn beat(&self) {
+    /// A beat, meant to come `pause` after the last.
+    pub(super) fn beat(&self, pause: Duration) {
         let now_us = u64::try_from(self.born.elapsed().as_micros()).unwrap_or(u64::MAX);
         let last_us = self.last_us.swap(now_us, Ordering::Relaxed);
         // Up to the first beat the shard was starting.
         if self.beats.fetch_add(1, Ordering::Relaxed) > 0 {
-            self.gap_us_max.fetch_max(now_us.saturating_sub(last_us), Ordering::Relaxed);
+            let idle_us = u64::try_from(pause.saturating_sub(super::HEARTBEAT).as_micros()).unwrap_or(u64::MAX);
+            self.gap_us_max.fetch_max(now_us.saturating_sub(last_us).saturating_sub(idle_us), Ordering::Relaxed);
         }
     }
 
@@ -182,13 +185,13 @@ mod tests {
         assert_eq!(looks(&heart, 10), 0);
         heart.start();
         assert_eq!(looks(&heart, 2), 0);
-        heart.beat();
+        heart.beat(Duration::ZERO);
         assert_eq!(looks(&heart, 3), 0);
         assert_eq!(looks(&heart, 1), 1);
         assert_eq!(looks(&heart, 10), 0);
-        heart.beat();
+        heart.beat(Duration::ZERO);
         assert_eq!(looks(&heart, 4), 1);
-        heart.beat();
+        heart.beat(Duration::ZERO);
         heart.end();
         assert_eq!(looks(&heart, 10), 0);
     }
