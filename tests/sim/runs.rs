@@ -157,6 +157,9 @@ fn end(world: &mut World, draw: &mut impl FnMut(u64) -> u64, idle: bool) {
         1 if idle => world.stop(),
         _ => world.kill(),
     }
+    if draw(6) == 0 {
+        world.change_flash();
+    }
 }
 
 /// When all is quiet, what is left is what was acknowledged last; and nothing is left over.

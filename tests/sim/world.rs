@@ -80,6 +80,8 @@ pub(crate) struct World {
     pub(crate) index: InMemoryIndexStore<SimRt>,
     pub(crate) policy: Value,
     ring: RingMemory,
+    /// Flash of other `l2_paths`, as an earlier run left it.
+    other: (Medium, RingMemory),
     boot: u8,
     /// Starts so far, and the last one that served.
     starts: u64,
@@ -102,6 +104,7 @@ impl World {
             index: InMemoryIndexStore::new(sim.rt()),
             policy,
             ring: RingMemory::new(RING_SLOTS),
+            other: (Medium::new(LOG_BYTES, seed ^ 0x07e4), RingMemory::new(RING_SLOTS)),
             boot: 1,
             starts: 0,
             served: 0,
@@ -165,8 +168,16 @@ impl World {
     pub(crate) fn power_cut(&mut self, torn_pages: bool) {
         self.end();
         self.medium.power_cut(torn_pages);
+        self.other.0.power_cut(torn_pages);
         self.ring.lose();
+        self.other.1.lose();
         self.boot += 1;
+    }
+
+    /// The next run has the flash of other folders: what is on this one misses what happens in it.
+    pub(crate) fn change_flash(&mut self) {
+        std::mem::swap(&mut self.medium, &mut self.other.0);
+        std::mem::swap(&mut self.ring, &mut self.other.1);
     }
 
     fn end(&mut self) {
