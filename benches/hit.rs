@@ -23,7 +23,8 @@ use strata::{
     policy::{Policy, VersionedPolicy},
     stats::ShardStats,
     storage::{
-        multi_tier::{Context, MultiTier, NoTier, Settings, Stack},
+        bridge::Bridge,
+        multi_tier::{Context, MultiTier, Settings, Stack},
         ram::RamTier,
     },
     version::VersionClock,
@@ -40,7 +41,7 @@ left out  sockets, HTTP, the clock's real price (a simulated one is read), cold 
 const HITS: u64 = 1_000_000;
 const BODIES: [(&str, usize); 5] = [("100", 100), ("4k-", 4095), ("4k", 4096), ("16k", 16 << 10), ("64k", 64 << 10)];
 
-type Tiers = MultiTier<RamTier<SimClock>, NoTier, NoTier, NoTier, SimRt>;
+type Tiers = MultiTier<RamTier<SimClock>, Bridge, Bridge, Bridge, SimRt>;
 
 struct Case {
     name: String,

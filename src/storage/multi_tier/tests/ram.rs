@@ -6,11 +6,11 @@ use engine::slab;
 use super::*;
 use crate::{
     cache::COPY_BYTES_MAX,
-    storage::{multi_tier::NoTier, ram::RamTier},
+    storage::{bridge::Bridge, ram::RamTier},
 };
 
 type Ram = RamTier<SimClock>;
-type Tiers = MultiTier<Ram, NoTier, NoTier, NoTier, SimRt>;
+type Tiers = MultiTier<Ram, Bridge, Bridge, Bridge, SimRt>;
 
 struct Shard {
     sim: Sim,
