@@ -316,6 +316,35 @@ impl Namespaces {
 /// a node has thousands of namespaces: only those that did take room.
 pub type Drops = BTreeMap<(Tier, Reason), u64>;
 
+/// What a namespace has in one tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Objects, expired ones that were not met yet included.
+    pub objects: u64,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+}
+
+impl Held {
+    /// Adds what another shard holds.
+    pub fn merge(&mut self, other: &Self) {
+        self.objects += other.objects;
+        self.bytes += other.bytes;
+    }
+
+    /// Adds an object.
+    pub fn add(&mut self, bytes: u64) {
+        self.objects += 1;
+        self.bytes += bytes;
+    }
+
+    /// Takes an object off.
+    pub fn remove(&mut self, bytes: u64) {
+        self.objects = self.objects.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
 /// What happened in a namespace on one shard. Single-threaded; shards are summed by the reader.
 #[derive(Debug, Default)]
 pub struct NamespaceCounters {

@@ -3,8 +3,10 @@
 use engine::{log, mailbox::Reply, slab};
 
 use crate::{
-    namespace::NamespaceSnapshot, policy::VersionedPolicy, server::stats::DoorSnapshot, stats::StatsSnapshot,
-    storage::ram::held::Held,
+    namespace::{Held, NamespaceSnapshot},
+    policy::VersionedPolicy,
+    server::stats::DoorSnapshot,
+    stats::StatsSnapshot,
 };
 
 /// Commands a shard holds unread at most. Each is answered within a turn of the shard, and the admin door bounds

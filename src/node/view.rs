@@ -17,13 +17,13 @@ use crate::{
     cache::{self, Tier},
     config::{Config, Origin},
     human,
-    namespace::NamespaceSnapshot,
+    namespace::{Held, NamespaceSnapshot},
     policy::{Effective, Mode, VersionedPolicy},
     protocol::Operation,
     reason::{Reason, ReasonCounts},
     server::stats::DoorSnapshot,
     stats::TierSnapshot,
-    storage::{durable::executor::DurableStats, ram::held::Held},
+    storage::durable::executor::DurableStats,
 };
 
 /// The name of the door that shards serve.
@@ -96,7 +96,7 @@ pub(super) fn stats(
             }),
         })
         .collect();
-    let namespaces = namespaces(reports, policy);
+    let namespaces = namespaces(reports, durable, policy);
     let mut totals = TotalsView::of(&shards, &namespaces);
     if let Some(l3) = &mut totals.tiers.l3 {
         l3.bytes = Some(durable.used.total());
@@ -200,7 +200,11 @@ fn door(door: &DoorSnapshot) -> DoorView {
     }
 }
 
-fn namespaces(reports: &[ShardReport], policy: &VersionedPolicy) -> BTreeMap<String, NamespaceView> {
+fn namespaces(
+    reports: &[ShardReport],
+    durable: &DurableStats,
+    policy: &VersionedPolicy,
+) -> BTreeMap<String, NamespaceView> {
     let mut counted = BTreeMap::<&str, (NamespaceSnapshot, Held)>::new();
     for report in reports {
         for snapshot in &report.namespaces {
@@ -210,26 +214,35 @@ fn namespaces(reports: &[ShardReport], policy: &VersionedPolicy) -> BTreeMap<Str
             counted.entry(name).or_default().1.merge(held);
         }
     }
+    // What an earlier run left in L3 is there, whether anybody asks for it or not.
+    for name in durable.held.iter().flat_map(BTreeMap::keys) {
+        counted.entry(name).or_default();
+    }
     let mode = |name: &str| match policy.policy.mode(name) {
         Mode::CacheOnly => NamespaceMode::CacheOnly,
         Mode::Durable => NamespaceMode::Durable,
     };
     let views = counted.iter().map(|(name, (counted, l0))| {
-        let view = NamespaceView { mode: mode(name), ..namespace(counted, *l0) };
+        let l3 = durable.held.as_ref().map(|held| held.get(*name).copied().unwrap_or_default());
+        let view = NamespaceView { mode: mode(name), ..namespace(counted, *l0, l3) };
         ((*name).to_owned(), view)
     });
     views.collect()
 }
 
-fn namespace(counted: &NamespaceSnapshot, l0: Held) -> NamespaceView {
+fn namespace(counted: &NamespaceSnapshot, l0: Held, l3: Option<Held>) -> NamespaceView {
     let tiers = Tier::ALL.map(|tier| {
         let drops = counted.drops.iter().filter(|((dropped, _), _)| *dropped == tier);
-        let (in_l0, above_l3) = (tier == Tier::L0, tier != Tier::L3);
+        let held = match tier {
+            Tier::L0 => Some(l0),
+            Tier::L1 | Tier::L2 => None,
+            Tier::L3 => l3,
+        };
         let view = NamespaceTierView {
-            bytes: in_l0.then_some(l0.bytes),
-            objects: in_l0.then_some(l0.objects),
-            evictions: in_l0.then_some(counted.evictions),
-            promotions: above_l3.then_some(counted.promotions[tier as usize]),
+            bytes: held.map(|held| held.bytes),
+            objects: held.map(|held| held.objects),
+            evictions: (tier == Tier::L0).then_some(counted.evictions),
+            promotions: (tier != Tier::L3).then_some(counted.promotions[tier as usize]),
             drops: drops.map(|((_, reason), n)| (reason.name().to_owned(), *n)).collect(),
         };
         (tier.name().to_owned(), view)

@@ -19,12 +19,13 @@ use engine::{
     slab::{self, Config, Entry, Evicted, Lookup, Outcome, Slab, Stage, StageError, Stats, Update},
 };
 
+use self::hit::HeadersBuffer;
 pub use self::hit::RamHit;
-use self::{held::Held, hit::HeadersBuffer};
 use crate::{
     cache::{
         CacheError, CacheKey, CacheMeta, Found, MissHandler, Precondition, PurgeReport, Storage, Stored, Tier, Version,
     },
+    namespace::Held,
     reason::Reason,
     version::VersionClock,
 };

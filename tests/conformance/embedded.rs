@@ -13,8 +13,9 @@ use std::{
 
 use futures_lite::future::block_on;
 use strata::{
-    cache::{CacheError, CacheMeta, MissHandler, Precondition, Storage},
+    cache::{CacheError, CacheKey, CacheMeta, MissHandler, Precondition, Storage},
     config::Reserve,
+    namespace::Held,
     reason::Reason,
     storage::{
         bridge::Bridge,
@@ -156,6 +157,50 @@ fn what_was_stored_is_there_after_a_restart() {
         assert_eq!(stats.tier.misses.get(Reason::Purged) + stats.tier.misses.get(Reason::NotFound), 1);
         assert_eq!(stats.used.staged, 0);
         assert!(stats.used.blobs > 0 && stats.index.objects >= 28);
+    });
+}
+
+#[test]
+fn what_a_namespace_has_is_known_over_restarts() {
+    on_tokio(async |rt, clock| {
+        let dir = TempDir::new().expect("a directory");
+        let room = Room::new(dir.path(), None, Reserve::Bytes(0));
+        let open = async || over(&rt, local(dir.path(), &clock, &room), index(dir.path(), &room)).await;
+        let held = |objects, bytes| Held { objects, bytes };
+        let tier = open().await;
+        assert_eq!(tier.index().held(), Some(BTreeMap::new()));
+        for i in 0..20_usize {
+            put(&tier, &CacheKey::new("a", i.to_string().as_bytes(), 0).expect("valid"), &body(1, 100)).await;
+        }
+        let large = CacheKey::new("b", b"large", 0).expect("valid");
+        put(&tier, &large, &body(2, 90_000)).await;
+        put(&tier, &large, &body(3, 80_000)).await;
+        let gone = CacheKey::new("a", b"7", 0).expect("valid");
+        tier.purge(&gone, Precondition::None).await.expect("purged");
+        let both = BTreeMap::from([("a".into(), held(19, 1900)), ("b".into(), held(1, 80_000))]);
+        assert_eq!(tier.index().held(), Some(both.clone()), "a tombstone is no object");
+        drop(tier);
+
+        let tier = open().await;
+        assert_eq!(tier.index().held(), Some(both.clone()), "from the rows");
+        drop(tier);
+        // As a program that does not know the rows would leave them.
+        let meta = redb::TableDefinition::<&str, &[u8]>::new("meta");
+        for key in ["namespaces", "namespace/a"] {
+            let db = redb::Database::open(dir.path().join("index.redb")).expect("closed");
+            let write = db.begin_write().expect("opened");
+            write.open_table(meta).expect("there").insert(key, &[0; 20][..]).expect("written");
+            write.commit().expect("written");
+            drop(db);
+            let tier = open().await;
+            assert_eq!(tier.index().held(), Some(both.clone()), "counted, as {key} is damaged");
+            put(&tier, &large, &body(4, 80_000)).await;
+            drop(tier);
+            assert_eq!(open().await.index().held(), Some(both.clone()), "from the rows again");
+        }
+        let tier = open().await;
+        tier.purge(&large, Precondition::None).await.expect("purged");
+        assert_eq!(tier.index().held(), Some(BTreeMap::from([("a".into(), held(19, 1900))])));
     });
 }
 

@@ -133,6 +133,10 @@ fn a_full_disk_is_507_and_nothing_is_lost() {
         assert!(kept < 64, "64 MiB never fill up");
     };
     assert_eq!(full.status, 507, "{}", full.text());
+    eventually("the node does not say that its disk is full", || {
+        let ready = node.admin().get("/readyz").json();
+        ready["ready"] == true && ready["reasons"][0]["code"] == "disk-full"
+    });
     assert!(full.text().contains("disk-full"), "{}", full.text());
     assert!(kept > 4);
     for i in 0..kept {

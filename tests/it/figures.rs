@@ -107,10 +107,16 @@ fn a_namespace_s_figures_are_its_own() {
     }
     assert_eq!(stats["totals"]["tiers"]["l3"]["objects"], 10, "the tombstone is none");
 
+    let l3 = tier("small", "l3");
+    assert_eq!((&l3["objects"], &l3["bytes"]), (&10.into(), &108_500.into()), "{l3}");
+    assert_eq!(tier("cache", "l3")["objects"], 0);
+
     // What left RAM comes back to it, and is counted where it was promoted.
     assert!(node.stop().status.success());
     let node = Node::start(dir.path(), &settings);
     let mut client = node.client();
+    let l3 = node.stats()["namespaces"]["small"]["tiers"]["l3"].clone();
+    assert_eq!((&l3["objects"], &l3["bytes"]), (&10.into(), &108_500.into()), "known before it is used: {l3}");
     assert_eq!(client.put("/small/new", b"makes the name known").status, 201);
     assert_eq!(client.get("/small/2").status, 200);
     wait(&node, |stats| {

@@ -12,7 +12,7 @@
 //! Start: the index first, because it knows the format and refuses before anything is changed; then the blobs.
 //! Stop: as every [`executor`](crate::storage::executor); then the writer commits what is queued and the file is closed. Blobs and index have pools of their own, so that large bodies do not starve small reads.
 
-use std::{fs, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 use engine::{
     clock::Clock,
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     cache::{CacheError, Version},
     config::Reserve,
+    namespace::Held,
     reason::Reason,
     storage::{
         bridge::Bridge,
@@ -104,6 +105,8 @@ pub struct DurableStats {
     pub blobs: LocalStats,
     /// The index.
     pub index: IndexStats,
+    /// What each namespace has in it; `None` if nobody knows.
+    pub held: Option<BTreeMap<Box<str>, Held>>,
     /// Bytes in use.
     pub used: Used,
 }
@@ -251,6 +254,7 @@ async fn answer<C: Clock>(mut controls: Receiver<Control>, tier: EmbeddedTier<C>
                     tier: tier.stats(),
                     blobs: tier.blobs().stats(),
                     index: tier.index().stats(),
+                    held: tier.index().held(),
                     used: room.used(),
                 };
                 drop(reply.send(stats));

@@ -1,7 +1,7 @@
 //! The index in one redb file.
 //!
 //! ```text
-//! meta        text -> bytes       "format": u32; "counters": rows
+//! meta        text -> bytes       "format": u32; "counters": rows; "namespaces", "namespace/NAME": spaces
 //! manifests   path -> bytes       manifest_format
 //! changes     sequence -> bytes   rows; the last CHANGES_MAX
 //! purges      scope -> bytes      rows
@@ -21,9 +21,11 @@
 mod held;
 mod open;
 mod rows;
+mod spaces;
 mod writer;
 
 use std::{
+    collections::BTreeMap,
     ops::Bound,
     sync::{
         Arc, Mutex, PoisonError,
@@ -42,11 +44,13 @@ pub use self::{
 };
 use self::{
     rows::{Counters, read_change, read_purge},
+    spaces::Spaces,
     writer::{Job, Mutation},
 };
 use super::{manifest_format, pool::Pool};
 use crate::{
     cache::{Cause, Version},
+    namespace::Held,
     storage::traits::{Change, Cursor, IndexStore, Manifest, PurgeRecord, StoreError, Swap},
 };
 
@@ -77,6 +81,8 @@ pub struct RedbIndexStore {
 #[derive(Default)]
 struct Shared {
     stats: Mutex<IndexStats>,
+    /// `None`: nobody knows.
+    spaces: Mutex<Option<Spaces>>,
     poisoned: Mutex<Option<Cause>>,
     damaged: AtomicU64,
 }
@@ -126,6 +132,13 @@ impl RedbIndexStore {
         let stats = *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         let poisoned = self.shared.poisoned.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         IndexStats { damaged: self.shared.damaged.load(Ordering::Relaxed), poisoned, ..stats }
+    }
+
+    /// What each namespace has here; `None` if the entries could not be counted at the start.
+    #[must_use]
+    pub fn held(&self) -> Option<BTreeMap<Box<str>, Held>> {
+        let spaces = self.shared.spaces.lock().unwrap_or_else(PoisonError::into_inner);
+        spaces.as_ref().map(|spaces| spaces.held().clone())
     }
 
     async fn read<T: Send + 'static>(

@@ -8,40 +8,16 @@
 
 use hashbrown::HashMap;
 
-use crate::{namespace::OTHER, policy::NAMESPACES_MAX};
+use crate::{
+    namespace::{Held, OTHER},
+    policy::NAMESPACES_MAX,
+};
 
 /// As many as are declared and registered at a time, and `memcached`.
 pub const ROWS_MAX: usize = 2 * NAMESPACES_MAX + 1;
 
 /// Flag of an entry that is counted under its namespace's name.
 pub(super) const NAMED: u8 = 1;
-
-/// What a namespace has in RAM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Objects, expired ones that were not met yet included.
-    pub objects: u64,
-    /// Bytes of their bodies.
-    pub bytes: u64,
-}
-
-impl Held {
-    /// Adds what another shard holds.
-    pub fn merge(&mut self, other: &Self) {
-        self.objects += other.objects;
-        self.bytes += other.bytes;
-    }
-
-    fn add(&mut self, bytes: u64) {
-        self.objects += 1;
-        self.bytes += bytes;
-    }
-
-    fn remove(&mut self, bytes: u64) {
-        self.objects = self.objects.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-}
 
 #[derive(Debug, Default)]
 pub(super) struct Table {

@@ -16,9 +16,10 @@ use redb::{
 };
 
 use super::{
-    CHANGES, FORMAT, MANIFESTS, META, PURGES, RedbIndexStore, Shared, Writer, failed,
+    CHANGES, FORMAT, MANIFESTS, META, PURGES, RedbIndexStore, Shared, Writer, decode, failed,
     held::Held,
     rows::Counters,
+    spaces::Spaces,
     writer::{self, QUEUE_MAX},
 };
 use crate::storage::{
@@ -114,6 +115,7 @@ impl RedbIndexStore {
         room.set_index(counters.bytes);
         let shared = Arc::new(Shared::default());
         counters.show(&mut shared.stats.lock().unwrap_or_else(PoisonError::into_inner));
+        *shared.spaces.lock().unwrap_or_else(PoisonError::into_inner) = spaces(&db, &shared, counters.changed);
         let db = Arc::new(db);
         let jobs = mailbox(QUEUE_MAX);
         let sender = jobs.sender(QUEUE_MAX);
@@ -121,6 +123,24 @@ impl RedbIndexStore {
         let writer = Arc::new(Writer { jobs: sender, thread: Some(thread) });
         Ok(Self { db, pool, shared, writer })
     }
+}
+
+/// What each namespace has, by its rows or else by counting. Only figures: where that fails, there are none.
+fn spaces(db: &Database, shared: &Shared, changed: u64) -> Option<Spaces> {
+    let counted = catch_unwind(AssertUnwindSafe(|| -> Result<Spaces, redb::Error> {
+        let read = db.begin_read()?;
+        if let Some(spaces) = Spaces::load(&read.open_table(META)?, changed) {
+            return Ok(spaces);
+        }
+        Ok(Spaces::count(&read.open_table(MANIFESTS)?, |path, value| decode(shared, path, value).ok())?)
+    }));
+    let why = match counted {
+        Ok(Ok(spaces)) => return Some(spaces),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "its pages contradict each other".into(),
+    };
+    tracing::warn!(%why, "what each namespace has in the index could not be counted, and is not shown");
+    None
 }
 
 /// Makes a new file under another name first, so that a crash on the way leaves no half-made index.

@@ -6,6 +6,7 @@
 //! ```text
 //! meta      "counters"             crc (4), id of the file (8), objects (8), tombstones (8), bytes (8),
 //!                                  bytes inline (8), changed (8), newest (8)
+//! meta      namespaces             spaces.rs
 //! changes   sequence (u64)         crc (4), version (8), live (1), path
 //! purges    kind (1), text         crc (4), version (8)
 //! ```
@@ -142,12 +143,12 @@ fn crc(key: &[u8], rest: &[u8]) -> [u8; CRC_BYTES] {
     crc.finalize().to_le_bytes()
 }
 
-fn sealed(key: &[u8], rest: &[u8]) -> Vec<u8> {
+pub(super) fn sealed(key: &[u8], rest: &[u8]) -> Vec<u8> {
     [&crc(key, rest)[..], rest].concat()
 }
 
 /// What follows the crc, if that is right.
-fn checked<'a>(key: &[u8], row: &'a [u8]) -> Option<&'a [u8]> {
+pub(super) fn checked<'a>(key: &[u8], row: &'a [u8]) -> Option<&'a [u8]> {
     let (found, rest) = row.split_first_chunk::<CRC_BYTES>()?;
     (crc(key, rest) == *found).then_some(rest)
 }

@@ -26,6 +26,7 @@ use super::{
     CHANGES, CHANGES_MAX, MANIFESTS, META, PURGES, Shared, decode, failed,
     open::begin,
     rows::{Counters, purge_version, write_change, write_purge, write_scope},
+    spaces::{Changes, Spaces, Stored},
 };
 use crate::{
     cache::{Cause, Version},
@@ -48,7 +49,7 @@ pub const BATCH_MAX: usize = 256;
 /// Bytes of manifests after which a transaction takes no more.
 pub const BATCH_BYTES_MAX: u64 = 8 << 20;
 
-/// Room a mutation may take beside its own bytes: the pages on its way are copied, in three tables.
+/// Room a mutation may take beside its own bytes: the pages on its way are copied, in four tables.
 const PAGES_BYTES: u64 = 64 << 10;
 
 /// Room a mutation may take on a full disk, beside its own bytes: leaves with large bodies are copied, too.
@@ -103,7 +104,8 @@ pub(super) fn start(
     file_bytes: u64,
 ) -> io::Result<JoinHandle<()>> {
     let held_max = counters.bytes.max(file_bytes.saturating_sub(EMPTY_FILE_BYTES) / SPREAD);
-    let mut writer = Writer { db, shared, room, counters, held_max };
+    let spaces = shared.spaces.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut writer = Writer { db, shared, room, counters, spaces, held_max };
     thread::Builder::new().name("index-writer".into()).spawn(move || {
         while let Some(first) = jobs.recv_blocking() {
             let mut bytes = first.mutation.bytes();
@@ -125,6 +127,8 @@ struct Writer {
     shared: Arc<Shared>,
     room: Room,
     counters: Counters,
+    /// The same as the shared ones, which are locked for moments only.
+    spaces: Option<Spaces>,
     /// Bytes of entries for which the file has pages.
     held_max: u64,
 }
@@ -231,6 +235,8 @@ impl Writer {
         let mut counters = self.counters;
         let given_up = self.room.headroom().times_given_up();
         let mut outcomes = Vec::with_capacity(count);
+        let mut changes = Changes::default();
+        let mut stored = Stored::Left;
         {
             let mut batch = Batch {
                 manifests: write.open_table(MANIFESTS)?,
@@ -241,12 +247,17 @@ impl Writer {
                 room: &self.room,
                 shared: &self.shared,
                 disk,
+                spaces: &mut changes,
                 refill_to: self.held_max / REFILL.1 * REFILL.0,
             };
             for mutation in mutations {
                 outcomes.push(batch.apply(mutation)?);
             }
-            counters.store(&mut write.open_table(META)?)?;
+            let mut meta = write.open_table(META)?;
+            counters.store(&mut meta)?;
+            if let Some(spaces) = &self.spaces {
+                stored = spaces.store(&mut meta, &changes, counters.changed, disk.is_err())?;
+            }
         }
         if !outcomes.iter().any(|outcome| matches!(outcome, Ok(Swap::Done))) {
             // Nothing to make durable: no fsync for a lost race.
@@ -260,6 +271,12 @@ impl Writer {
         } else {
             self.counters.bytes
         };
+        if let Some(spaces) = &mut self.spaces {
+            spaces.committed(&changes, stored);
+        }
+        if let Some(shown) = &mut *self.shared.spaces.lock().unwrap_or_else(PoisonError::into_inner) {
+            shown.apply(&changes);
+        }
         self.counters = counters;
         self.room.set_index(counters.bytes);
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -281,6 +298,7 @@ struct Batch<'a, 't> {
     room: &'a Room,
     shared: &'a Shared,
     disk: &'a Result<(), StoreError>,
+    spaces: &'a mut Changes,
     /// Bytes of entries up to which the disk is not asked for more.
     refill_to: u64,
 }
@@ -338,7 +356,7 @@ impl Batch<'_, '_> {
             }
         }
         self.manifests.insert(&manifest.path[..], &value[..])?;
-        self.recount(old, Some((manifest, value.len())));
+        self.recount(&manifest.path, old, Some((manifest, value.len())));
         self.note(&manifest.path, manifest.version, manifest.body != Body::Tombstone)?;
         Ok(Ok(Swap::Done))
     }
@@ -350,7 +368,7 @@ impl Batch<'_, '_> {
             return Ok(Ok(Swap::Conflict(current)));
         }
         self.manifests.remove(path)?;
-        self.recount(old, None);
+        self.recount(path, old, None);
         self.note(path, expected, false)?;
         Ok(Ok(Swap::Done))
     }
@@ -391,13 +409,14 @@ impl Batch<'_, '_> {
         Ok(Ok(Swap::Done))
     }
 
-    fn recount(&mut self, old: Option<Old>, new: Option<(&Manifest, usize)>) {
+    fn recount(&mut self, path: &[u8], old: Option<Old>, new: Option<(&Manifest, usize)>) {
         let counters = &mut *self.counters;
         let inline = |manifest: &Manifest| match &manifest.body {
             Body::Inline(bytes) => bytes.len() as u64,
             Body::Blob(_) | Body::Tombstone => 0,
         };
         if let Some(old) = old {
+            self.spaces.take(path, old.manifest.as_ref());
             counters.bytes = counters.bytes.saturating_sub(old.bytes);
             // Of a damaged entry it is not known what it was: taken for an object, as most are.
             let tombstone = old.manifest.as_ref().is_some_and(|manifest| manifest.body == Body::Tombstone);
@@ -406,6 +425,7 @@ impl Batch<'_, '_> {
             counters.bytes_inline = counters.bytes_inline.saturating_sub(old.manifest.as_ref().map_or(0, inline));
         }
         if let Some((manifest, value_bytes)) = new {
+            self.spaces.put(manifest);
             counters.bytes += (manifest.path.len() + value_bytes) as u64;
             counters.bytes_inline += inline(manifest);
             *(if manifest.body == Body::Tombstone { &mut counters.tombstones } else { &mut counters.objects }) += 1;
