@@ -237,9 +237,7 @@ impl Control for NodeControl {
             // Only a figure: a shard that has ended counts nothing any more.
             drop(self.commands[shard].send(Command::Purged(key.namespace().into())).await);
             let key = String::from_utf8_lossy(key.key()).into_owned();
-            // There is no client of L1 yet.
-            let on = [true, false, self.config.l2.bytes > 0, true];
-            Ok(view::purge(PurgeRequest { key, ..request }, &report, &rules, on))
+            Ok(view::purge(PurgeRequest { key, ..request }, &report, &rules, view::tiers_on(&self.config)))
         })
     }
 }

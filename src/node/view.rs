@@ -96,7 +96,7 @@ pub(super) fn stats(
             }),
         })
         .collect();
-    let namespaces = namespaces(reports, durable, policy);
+    let namespaces = namespaces(reports, durable, policy, tiers_on(config));
     let mut totals = TotalsView::of(&shards, &namespaces);
     if let Some(l3) = &mut totals.tiers.l3 {
         l3.bytes = Some(durable.used.total());
@@ -179,6 +179,11 @@ fn tier_view(tier: &TierSnapshot) -> TierView {
     }
 }
 
+/// The tiers the node runs with. L1 has no client yet.
+pub(super) fn tiers_on(config: &Config) -> [bool; 4] {
+    [true, false, config.l2.bytes > 0, true]
+}
+
 /// What a shard's door did.
 fn door(door: &DoorSnapshot) -> DoorView {
     let classes = |counts: &[u64; 5]| -> BTreeMap<String, u64> {
@@ -204,6 +209,7 @@ fn namespaces(
     reports: &[ShardReport],
     durable: &DurableStats,
     policy: &VersionedPolicy,
+    on: [bool; 4],
 ) -> BTreeMap<String, NamespaceView> {
     let mut counted = BTreeMap::<&str, (NamespaceSnapshot, Held)>::new();
     for report in reports {
@@ -224,13 +230,13 @@ fn namespaces(
     };
     let views = counted.iter().map(|(name, (counted, l0))| {
         let l3 = durable.held.as_ref().map(|held| held.get(*name).copied().unwrap_or_default());
-        let view = NamespaceView { mode: mode(name), ..namespace(counted, *l0, l3) };
+        let view = NamespaceView { mode: mode(name), ..namespace(counted, *l0, l3, on) };
         ((*name).to_owned(), view)
     });
     views.collect()
 }
 
-fn namespace(counted: &NamespaceSnapshot, l0: Held, l3: Option<Held>) -> NamespaceView {
+fn namespace(counted: &NamespaceSnapshot, l0: Held, l3: Option<Held>, on: [bool; 4]) -> NamespaceView {
     let tiers = Tier::ALL.map(|tier| {
         let drops = counted.drops.iter().filter(|((dropped, _), _)| *dropped == tier);
         let held = match tier {
@@ -242,7 +248,7 @@ fn namespace(counted: &NamespaceSnapshot, l0: Held, l3: Option<Held>) -> Namespa
             bytes: held.map(|held| held.bytes),
             objects: held.map(|held| held.objects),
             evictions: (tier == Tier::L0).then_some(counted.evictions),
-            promotions: (tier != Tier::L3).then_some(counted.promotions[tier as usize]),
+            promotions: (tier != Tier::L3 && on[tier as usize]).then_some(counted.promotions[tier as usize]),
             drops: drops.map(|((_, reason), n)| (reason.name().to_owned(), *n)).collect(),
         };
         (tier.name().to_owned(), view)
@@ -257,7 +263,8 @@ fn namespace(counted: &NamespaceSnapshot, l0: Held, l3: Option<Held>) -> Namespa
         purges: counted.purges,
         sent_bytes: counted.bytes_out,
         received_bytes: counted.bytes_in,
-        tiers: tiers.into(),
+        // A tier that is off has nothing to tell but what it was not given.
+        tiers: tiers.into_iter().filter(|(_, view)| *view != NamespaceTierView::default()).collect(),
     }
 }
 

@@ -96,6 +96,8 @@ fn a_namespace_s_figures_are_its_own() {
     assert_eq!((&cached["objects"], &cached["bytes"]), (&10.into(), &20_000.into()), "{cached}");
     assert_eq!(tier("cache", "l2")["drops"]["on-evict"], 10);
     assert!(tier("small", "l2").get("bytes").is_none(), "nobody knows");
+    let l1 = tier("small", "l1");
+    assert!(l1.get("promotions").is_none() && l1["drops"]["tier-off"].as_u64() > Some(0), "L1 is off: {l1}");
     // Bytes are those of objects: tables are named apart.
     let total = &stats["totals"]["tiers"]["l0"];
     let bytes = total["bytes"].as_u64().unwrap();
