@@ -11,6 +11,7 @@
 //! Left to others: what the rules say (`policy`), and what a tier counts for itself.
 
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
@@ -198,6 +199,8 @@ pub struct Namespaces {
     entries: RefCell<HashMap<Arc<str>, Rc<Namespace>, Hasher>>,
     /// Names of the registry that have an entry here.
     seen: Cell<usize>,
+    /// The registry had no room for a name.
+    full: Cell<bool>,
     other: Rc<Namespace>,
 }
 
@@ -207,7 +210,8 @@ impl Namespaces {
     pub fn new(registry: Arc<Registry>, policy: VersionedPolicy) -> Self {
         let other = Namespace::new(OTHER.into(), Rules::of(&policy, OTHER));
         let entries = RefCell::default();
-        let namespaces = Self { registry, policy: RefCell::new(policy), entries, seen: Cell::new(0), other };
+        let namespaces =
+            Self { registry, policy: RefCell::new(policy), entries, seen: Cell::new(0), full: Cell::new(false), other };
         namespaces.apply();
         namespaces
     }
@@ -229,10 +233,27 @@ impl Namespaces {
     }
 
     /// The namespace a read, delete or purge goes to. A name without an entry shares [`OTHER`]'s, whose rules are
-    /// the root's: nothing was written there since the start, but durable storage may hold it.
+    /// the root's: nothing was written or found there since the start, but durable storage may hold it.
     #[must_use]
     pub fn for_read(&self, name: &str) -> Rc<Namespace> {
         self.find(name).unwrap_or_else(|| Rc::clone(&self.other))
+    }
+
+    /// The namespace that a read of `name` went to, now that something of it was found: it was in use before the start,
+    /// and has counters of its own from here on as if it had been written to. [`OTHER`]'s if there is no room for it.
+    #[must_use]
+    pub fn for_hit<'a>(&'a self, space: &'a Rc<Namespace>, name: &str) -> Cow<'a, Rc<Namespace>> {
+        if !Rc::ptr_eq(space, &self.other) || self.full.get() {
+            return Cow::Borrowed(space);
+        }
+        match self.registry.admit(name) {
+            Ok(()) => Cow::Owned(self.for_read(name)),
+            Err(reason) => {
+                // Names stay, so that it will be full whenever it is asked; the lock is not worth that.
+                self.full.set(reason == Reason::NamespaceMax);
+                Cow::Borrowed(space)
+            }
+        }
     }
 
     /// Puts `policy` in force for requests that begin from now on. One older than the policy in force is ignored.
@@ -537,6 +558,24 @@ mod tests {
         assert!(Rc::ptr_eq(&written, &one.for_read("img")));
         assert!(Rc::ptr_eq(&written, &one.for_write("img").expect("open")));
         assert_eq!(two.for_read("img").name(), "img", "the other shard learns of it");
+    }
+
+    #[test]
+    fn a_hit_makes_a_namespace_of_one_that_was_used_before() {
+        let (registry, one) = open();
+        let two = Namespaces::new(Arc::clone(&registry), policy(1, &json!({})));
+        let space = one.for_read("img");
+        let found = one.for_hit(&space, "img").into_owned();
+        assert_eq!(found.name(), "img");
+        assert!(Rc::ptr_eq(&found, &one.for_read("img")) && Rc::ptr_eq(&found, &one.for_hit(&found, "img")));
+        assert_eq!(two.for_read("img").name(), "img");
+        for i in 0..NAMESPACES_MAX {
+            drop(one.for_write(&format!("n{i}")));
+        }
+        let space = one.for_read("late");
+        for _ in 0..2 {
+            assert_eq!(one.for_hit(&space, "late").name(), OTHER, "there is no room");
+        }
     }
 
     #[test]

@@ -110,6 +110,7 @@ fn logs_of_other_shards_or_another_size_are_dropped_loudly_and_l3_is_kept() {
             assert_eq!((answer.text(), answer.tier()), (format!("body {i}"), "l3"));
         }
         let stats = node.stats();
+        assert_eq!(stats["namespaces"]["n"]["hits"]["l3"], 50, "a namespace is known by what is found in it");
         let is = stats["totals"]["tiers"]["l2"]["capacity_bytes"].as_u64().unwrap_or_else(|| panic!("{stats}"));
         assert!(is > capacity / 4 * 3 && is <= capacity, "{is} of {capacity}");
         let ended = node.stop();

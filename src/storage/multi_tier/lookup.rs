@@ -213,8 +213,9 @@ impl<T: Tiers> Node<T> {
         self.versions.observe(meta.version);
         self.keys.shown(key, Some(meta.version));
         add(&self.stats.tier(tier).hits, 1);
+        let space = self.namespaces.for_hit(space, key.namespace());
         space.counters.hit(tier);
-        Served { stats: self.stats.clone(), space: space.clone() }
+        Served { stats: self.stats.clone(), space: space.into_owned() }
     }
 
     /// Asks L3. Its answer may end the key's doubt.
