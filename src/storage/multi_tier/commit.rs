@@ -21,8 +21,8 @@ use engine::rt::Rt;
 use super::{FanoutMiss, Node, Tiers, fanout::Flash, keys::Turn, refill::Cause, task};
 use crate::{
     cache::{
-        CacheError, CacheKey, CacheMeta, MissHandler, Precondition, PurgeReport, Storage, Stored, Tier, TierOutcome,
-        Version,
+        CacheError, CacheKey, CacheMeta, HitHandler, MissHandler, Precondition, PurgeReport, Storage, Stored, Tier,
+        TierOutcome, Trust, Version,
     },
     namespace::Namespace,
     policy::{L2Fill, Mode},
@@ -401,11 +401,12 @@ impl<T: Tiers> Node<T> {
         Ok(newest)
     }
 
+    /// As [`Self::live`], in one tier of a cache-only namespace.
     pub(super) async fn live_in(&self, tier: Tier, key: &CacheKey) -> Result<Option<Version>, CacheError> {
         let version = match (tier, &self.l1, &self.l2) {
-            (Tier::L0, ..) => self.l0.lookup(key).await?.map(|(meta, _)| meta.version),
-            (Tier::L1, Some(l1), _) => l1.lookup(key).await?.map(|(meta, _)| meta.version),
-            (Tier::L2, _, Some(l2)) => l2.lookup(key).await?.map(|(meta, _)| meta.version),
+            (Tier::L0, ..) => trusted(self.l0.lookup(key).await?),
+            (Tier::L1, Some(l1), _) => trusted(l1.lookup(key).await?),
+            (Tier::L2, _, Some(l2)) => trusted(l2.lookup(key).await?),
             _ => None,
         };
         Ok(version.filter(|version| !self.is_fenced(tier, *version)))
@@ -451,6 +452,11 @@ impl<T: Tiers> Node<T> {
         let done = task::to_the_end(&self.rt, Box::pin(work(self.clone()))).await;
         done.unwrap_or(Err(CacheError::OutcomeUnknown { base: None, cause: None }))
     }
+}
+
+/// The version of a copy that a cache-only namespace may show: a suspect one is from before it was one.
+fn trusted<H: HitHandler>(found: Option<(CacheMeta, H)>) -> Option<Version> {
+    found.filter(|(_, hit)| hit.trust() == Trust::Trusted).map(|(meta, _)| meta.version)
 }
 
 /// The outcome of `work`, if it is there in time.

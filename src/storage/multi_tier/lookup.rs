@@ -146,7 +146,8 @@ impl<T: Tiers> Node<T> {
     }
 
     /// Asks one tier above L3 for a copy that may be served. A suspect copy of a durable object may if L3 holds the
-    /// same version.
+    /// same version. One in a cache-only namespace is from a time when that was durable, and nobody can say any more
+    /// whether it was removed.
     async fn ask<S: Storage>(
         &self,
         tier: Tier,
@@ -159,17 +160,21 @@ impl<T: Tiers> Node<T> {
             Found::Hit(meta, hit) => (meta, hit),
             Found::Miss(reason) => return Ok(Err(Passed::Missed(reason))),
         };
-        if !durable || hit.trust() == Trust::Trusted {
+        if hit.trust() == Trust::Trusted {
             return Ok(Ok((meta, hit)));
         }
-        let passed = match self.ask_l3(key).await? {
-            Found::Hit(theirs, _) if theirs.version == meta.version => {
-                hit.confirm();
-                add(&self.stats.suspects_confirmed, 1);
-                return Ok(Ok((meta, hit)));
+        let passed = if durable {
+            match self.ask_l3(key).await? {
+                Found::Hit(theirs, _) if theirs.version == meta.version => {
+                    hit.confirm();
+                    add(&self.stats.suspects_confirmed, 1);
+                    return Ok(Ok((meta, hit)));
+                }
+                Found::Hit(theirs, hit) => Passed::Replaced(theirs, hit),
+                Found::Miss(reason) => Passed::Absent(reason),
             }
-            Found::Hit(theirs, hit) => Passed::Replaced(theirs, hit),
-            Found::Miss(reason) => Passed::Absent(reason),
+        } else {
+            Passed::Missed(Reason::Suspect)
         };
         add(&self.stats.suspects_removed, 1);
         let stats = self.stats.tier(tier);

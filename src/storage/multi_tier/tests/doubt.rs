@@ -134,10 +134,19 @@ fn a_suspect_that_l3_does_not_know_is_removed() {
 }
 
 #[test]
-fn suspects_of_a_cache_are_served() {
+fn suspects_of_a_cache_are_from_before_it_was_one_and_not_served() {
     let world = World::new(Setup { policy: json!({"l2_fill": "on_write"}), ..Setup::default() });
     let body = body(2500, 1);
     world.put_below(CACHED, &body, &[Tier::L0]);
-    world.l2.suspect_all();
     assert_eq!(world.got(CACHED, &body), Tier::L2);
+    world.put_below(CACHED, &body, &[Tier::L0]);
+    world.l2.suspect_all();
+    assert!(world.get(CACHED).expect("an answer").is_none());
+    assert_eq!(world.held(CACHED), "", "it is gone for good");
+    assert_eq!(world.tier.stats().tier(Tier::L2).misses.get(Reason::Suspect), 1);
+    // Nor does a write that expects nothing meet it.
+    world.put_below(CACHED, &body, &[Tier::L0]);
+    world.l2.suspect_all();
+    let length = Some(body.len() as u64);
+    world.run(write(&world.tier, CACHED, &body, length, Precondition::Absent)).expect("nothing is there");
 }
