@@ -174,7 +174,14 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     }
     banner::print(&config, port.as_ref().map(Port::local_addr), admin.as_ref().map(Running::local_addr), &opened);
 
-    let waited = wait(&control);
+    let waited = wait(&control, &running.flash_lost, || {
+        // What is overwritten and removed from now on the log cannot note, and a device that fails may forget that it
+        // said so: it is as if it had been left out of a run.
+        durable.make_room(START_BYTES);
+        if let Err(error) = dir.record_run(config.shards, config.l2.bytes, fastrand::u64(1..)) {
+            tracing::error!(%error, "a flash log has failed, and that cannot be recorded: remove it before the next start");
+        }
+    });
     control.stopping.store(true, Ordering::SeqCst);
     tracing::info!("stopping: requests under way are finished");
     stop(port, running, durable, admin);
@@ -240,6 +247,8 @@ struct RunningShards {
     asks: Vec<Bridge>,
     registry: Arc<Registry>,
     go: Signal,
+    /// Raised when a log is poisoned.
+    flash_lost: Signal,
 }
 
 /// What one shard said when it had opened, or not.
@@ -254,7 +263,7 @@ impl Parts<'_> {
     ) -> Result<(RunningShards, Vec<Option<Opened>>), NodeError> {
         let count = logs.len();
         let registry = Registry::new();
-        let (go, drained) = (Signal::new(), Rendezvous::new(count));
+        let (go, flash_lost, drained) = (Signal::new(), Signal::new(), Rendezvous::new(count));
         let (mut commands, mut asks, mut openings, mut mains) =
             (Vec::new(), Vec::new(), Vec::<Opening>::new(), Vec::new());
         let parts = mesh(count, MESH_CREDITS).into_iter().zip(logs).zip(listeners).zip(bridges);
@@ -279,6 +288,7 @@ impl Parts<'_> {
                 listener,
                 opened,
                 go: go.clone(),
+                flash_lost: flash_lost.clone(),
                 drained: drained.clone(),
             };
             mains.push(move |rt: ShardRt, id: ShardId| shard::run(rt, id, seed));
@@ -305,7 +315,7 @@ impl Parts<'_> {
             let opening = opening.wait_blocking().ok_or(NodeError::ShardEnded(shard))?;
             opened.push(opening.map_err(|source| NodeError::Shard { shard, source })?);
         }
-        Ok((RunningShards { shards, commands, asks, registry, go }, opened))
+        Ok((RunningShards { shards, commands, asks, registry, go, flash_lost }, opened))
     }
 
     fn control(&self, running: &RunningShards, policy_file: PolicyFile, policy: VersionedPolicy) -> NodeControl {
@@ -340,8 +350,9 @@ impl Supervisor for Ender {
     }
 }
 
-/// Waits for the first signal, and looks after the node's health meanwhile.
-fn wait(control: &Arc<NodeControl>) -> Result<(), NodeError> {
+/// Waits for the first signal, and looks after the node's health meanwhile. Calls `on_flash_lost` once, if it comes to
+/// that.
+fn wait(control: &Arc<NodeControl>, flash_lost: &Signal, on_flash_lost: impl FnOnce()) -> Result<(), NodeError> {
     let system = |what| move |source| NodeError::System { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system("a runtime"))?;
     runtime.block_on(async {
@@ -349,8 +360,12 @@ fn wait(control: &Arc<NodeControl>) -> Result<(), NodeError> {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("SIGINT"))?;
         let mut watch = tokio::time::interval(WATCH_INTERVAL);
         watch.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut on_flash_lost = Some(on_flash_lost);
         loop {
             tokio::select! {
+                () = flash_lost.raised(), if on_flash_lost.is_some() => {
+                    on_flash_lost.take().into_iter().for_each(|record| record());
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = watch.tick() => control.watch().await,

@@ -82,6 +82,8 @@ pub(super) struct Seed {
     pub(super) opened: Reply<Result<Option<Opened>, ShardError>>,
     /// Raised when every shard is open.
     pub(super) go: Signal,
+    /// Raised when a log is poisoned.
+    pub(super) flash_lost: Signal,
     /// Reached when this shard has no connection left.
     pub(super) drained: Rendezvous,
 }
@@ -157,6 +159,7 @@ struct Shard {
     namespaces: Rc<Namespaces>,
     l0: L0,
     l2: Option<L2>,
+    flash_lost: Signal,
     tiers: Rc<ShardTiers>,
 }
 
@@ -172,6 +175,7 @@ pub(super) async fn run(rt: ShardRt, id: ShardId, seed: Seed) {
         registry: seed.registry,
         policy: seed.policy,
         durable: seed.durable,
+        flash_lost: seed.flash_lost,
     };
     let shard = match opening.open(&rt, id).await {
         Ok((shard, log)) => {
@@ -197,6 +201,7 @@ struct Opening {
     registry: Arc<Registry>,
     policy: VersionedPolicy,
     durable: Bridge,
+    flash_lost: Signal,
 }
 
 impl Opening {
@@ -223,7 +228,8 @@ impl Opening {
             Context { rt: rt.clone(), namespaces: namespaces.clone(), versions, stats: ShardStats::new(), settings };
         let tiers = Rc::new(MultiTier::new(stack, context));
         drop(sink.0.set(tiers.clone()));
-        Ok((Shard { rt: rt.clone(), config: self.config, namespaces, l0, l2, tiers }, opened))
+        let flash_lost = self.flash_lost;
+        Ok((Shard { rt: rt.clone(), config: self.config, namespaces, l0, l2, flash_lost, tiers }, opened))
     }
 
     async fn open_log(
@@ -395,6 +401,9 @@ impl Shard {
         let mut pause = SWEEP_INTERVAL;
         while !stop.is_raised() {
             pause = if self.l0.sweep() > 0 { SWEEP_INTERVAL } else { (pause * 2).min(SWEEP_INTERVAL_MAX) };
+            if self.l2.as_ref().is_some_and(|l2| l2.poisoned().is_some()) {
+                self.flash_lost.raise();
+            }
             or(self.rt.sleep(pause), stop.raised()).await;
         }
     }
