@@ -38,9 +38,21 @@ impl Mount {
         let eager = eager.into_iter().chain([&*owner]).map(OsStr::new);
         run("mkfs.ext4", eager.chain([image.as_os_str()]));
         let device = LoopDevice::attach(image);
-        let name = device.0.clone();
-        run("mount", ["-t", "ext4", "-o", "nodiscard", &name].map(OsStr::new).into_iter().chain([at.as_os_str()]));
-        Self { at: at.into(), device: Some((name, image.into())) }
+        device.mount(at);
+        Self { at: at.into(), device: Some((device.0.clone(), image.into())) }
+    }
+
+    /// What who looks after the machine does when the device is well again: a file system that met failing writes may
+    /// have turned read-only by itself, whenever it came to write its own.
+    pub(crate) fn repair(&mut self) {
+        let (name, image) = self.device.as_mut().expect("a file system on a loop device");
+        run("umount", [self.at.as_os_str()]);
+        let device = LoopDevice::attach(image);
+        // 0: nothing was wrong; 1: mended.
+        let checked = as_root("e2fsck").args(["-f", "-y", &device.0]).output().expect("e2fsck runs");
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
+        device.mount(&self.at);
+        name.clone_from(&device.0);
     }
 
     /// Makes every read and write of the device fail from now on; what was on it is lost.
@@ -61,6 +73,10 @@ impl Drop for Mount {
 struct LoopDevice(String);
 
 impl LoopDevice {
+    fn mount(&self, at: &Path) {
+        run("mount", ["-t", "ext4", "-o", "nodiscard", &self.0].map(OsStr::new).into_iter().chain([at.as_os_str()]));
+    }
+
     fn attach(image: &Path) -> Self {
         Self(run("losetup", ["--find", "--show"].map(OsStr::new).into_iter().chain([image.as_os_str()])))
     }

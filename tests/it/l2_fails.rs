@@ -164,7 +164,7 @@ fn assert_goes_on(node: &Node, new: usize) {
 
 #[test]
 fn a_device_that_takes_no_more_writes_poisons_l2_and_its_records_are_there_when_it_is_well() {
-    let place = Place::new(Some(48 << 20));
+    let mut place = Place::new(Some(48 << 20));
     let node = place.start();
     put(&node, "old", OLD, 1);
     put(&node, "cache", OLD, 1);
@@ -179,8 +179,8 @@ fn a_device_that_takes_no_more_writes_poisons_l2_and_its_records_are_there_when_
         files_below(&place.flash()).into_iter().filter(|file| file.extension() == Some("ring".as_ref())).collect();
     assert_eq!(rings.len(), 2);
     let forgotten: Vec<_> = rings.iter().map(|ring| fs::read(ring).unwrap()).collect();
-    let identity = || fs::read(place.data().join("identity.json")).unwrap();
-    let served = identity();
+    let identity = place.data().join("identity.json");
+    let served = fs::read(&identity).unwrap();
 
     // The device promised more than there is: what was never written finds no room.
     let filler = place.root.path().join("ram/filler");
@@ -190,13 +190,14 @@ fn a_device_that_takes_no_more_writes_poisons_l2_and_its_records_are_there_when_
     let new = write_until_poisoned(&node);
     assert_goes_on(&node, new);
     let begun = Instant::now();
-    while identity() == served {
+    while fs::read(&identity).unwrap() == served {
         assert!(begun.elapsed() < PATIENCE, "the failure is not recorded");
         std::thread::sleep(Duration::from_millis(20));
     }
     node.kill();
 
     fs::remove_file(&filler).unwrap();
+    place.device.repair();
     rings.iter().zip(&forgotten).for_each(|(ring, bytes)| fs::write(ring, bytes).unwrap());
     let node = place.start();
     assert_eq!(node.admin().get("/readyz").json()["status"], "ok");
