@@ -137,6 +137,7 @@ fn relations_name_their_settings() {
         (&[("l2.object_bytes_mean", "1")], "l2.object_bytes_mean: an object takes"),
         (&[("l2.flush_interval", "0")], "l2.flush_interval: at least 1ms"),
         (&[("l2_paths", "/a:/b:/a")], "l2_paths: a folder is there twice"),
+        (&[("l2_paths", "[\"/a\"]")], "outside of a file the folders are written as /a:/b"),
         (&[("l3.inline_bytes_max", "65KiB")], "l3.inline_bytes_max: at most \"64KiB\""),
         (&[("l3.blob_grace", "25h")], "l3.blob_grace: longer than l3.orphan_age"),
         (&[("l3.orphan_age", "0"), ("l3.blob_grace", "0")], "l3.orphan_age: at least 1s"),

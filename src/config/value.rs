@@ -178,6 +178,10 @@ impl Kind for Paths {
     const UNIT: &'static str = "paths";
 
     fn read(text: &str) -> Result<Self, String> {
+        // As a file, and what prints the settings, has it.
+        if text.starts_with('[') {
+            return Err("outside of a file the folders are written as /a:/b".into());
+        }
         text.split(':').map(PathBuf::read).collect::<Result<_, _>>().map(Self)
     }
 

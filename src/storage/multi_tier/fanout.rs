@@ -261,7 +261,16 @@ impl<T: Tiers> FanoutMiss<T> {
         }
         // Boxed: the size of what happens rarely would be paid with every chunk.
         Box::pin(self.node.remove(self.key.clone(), self.precondition, Mode::CacheOnly)).await?;
-        Err(CacheError::Refused(Reason::NoRoom))
+        Err(CacheError::Refused(self.nowhere()))
+    }
+
+    /// Why a body is in none of the tiers that could acknowledge it in a cache-only namespace: too large for all that
+    /// there are, or no room for the moment.
+    pub(super) fn nowhere(&self) -> Reason {
+        let dropped = |tier: Tier| self.dropped[tier as usize];
+        let gated = |tier: Tier| matches!(dropped(tier), Some(Reason::Gate | Reason::TierOff));
+        let any = [Tier::L0, Tier::L2].into_iter().any(|tier| dropped(tier) == Some(Reason::Gate));
+        if any && gated(Tier::L0) && gated(Tier::L2) { Reason::Gate } else { Reason::NoRoom }
     }
 
     /// Holds the body so far against what was announced and allowed.

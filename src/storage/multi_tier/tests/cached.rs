@@ -106,22 +106,23 @@ fn demotions_are_bounded_and_none_begins_beside_a_commit() {
 
 #[test]
 fn what_neither_tier_keeps_is_refused_and_the_old_copy_goes() {
-    let no_room = |outcome: Result<Stored, CacheError>| {
+    let refused = |outcome: Result<Stored, CacheError>, why| {
         let refused = outcome.expect_err("no tier");
-        assert!(matches!(refused, CacheError::Refused(Reason::NoRoom)), "{refused}");
+        assert!(matches!(refused, CacheError::Refused(reason) if reason == why), "{refused}");
     };
     let gates = json!({"l0_max": 1000, "l2_max": 2000});
     // By announced length, in mid-stream, and at the end.
     let world = cache(gates);
     for length in [Some(2500), None] {
         world.put(CACHED, &body(10, 1)).expect("stored");
-        no_room(world.run(write(&world.tier, CACHED, &body(2500, 2), length, Precondition::None)));
+        let large = body(2500, 2);
+        refused(world.run(write(&world.tier, CACHED, &large, length, Precondition::None)), Reason::Gate);
         assert_eq!((world.held(CACHED), world.staged()), (String::new(), 0));
         assert!(world.get(CACHED).expect("readable").is_none());
     }
     world.put(CACHED, &body(10, 1)).expect("stored");
     world.l0.faults().inject(Op::Finish, Fault::Refused(Reason::NoRoom));
-    no_room(world.put(CACHED, &body(10, 2)));
+    refused(world.put(CACHED, &body(10, 2)), Reason::NoRoom);
     assert_eq!((world.held(CACHED), world.staged()), (String::new(), 0));
     // A condition that does not hold protects the old copy.
     let version = world.put(CACHED, &body(10, 1)).expect("stored").version;
