@@ -102,7 +102,7 @@ pub struct Identity {
     pub hash_seed: u64,
     /// When the directory was made: milliseconds since the Unix epoch.
     pub created_ms: u64,
-    /// Shards of the last run.
+    /// Shards of the last run. For people: each flash log says for how many it was made.
     pub shards: u64,
     /// `l2_bytes` of the last run that had flash; 0 if none had.
     pub l2_bytes: u64,

@@ -74,6 +74,17 @@ impl Place {
         let settings = self.settings();
         Node::start(&self.data(), &settings.iter().map(String::as_str).collect::<Vec<_>>())
     }
+
+    /// A node whose objects are on the device: L0 was left by a restart.
+    fn start_filled(&self) -> Node {
+        let node = self.start();
+        put(&node, "old", OLD, 1);
+        put(&node, "cache", OLD, 1);
+        assert!(node.stop().status.success());
+        let node = self.start();
+        assert_eq!(read(&node, "old", OLD / 2, 1), OLD / 2, "from L2");
+        node
+    }
 }
 
 /// Of many sizes, small ones packed together and large ones in chunks; different for every object and round.
@@ -165,13 +176,7 @@ fn assert_goes_on(node: &Node, new: usize) {
 #[test]
 fn a_device_that_takes_no_more_writes_poisons_l2_and_its_records_are_there_when_it_is_well() {
     let mut place = Place::new(Some(48 << 20));
-    let node = place.start();
-    put(&node, "old", OLD, 1);
-    put(&node, "cache", OLD, 1);
-    // L0 is left by the restart, and what was written is on the device.
-    assert!(node.stop().status.success());
-    let node = place.start();
-    assert_eq!(read(&node, "old", OLD / 2, 1), OLD / 2, "from L2");
+    let node = place.start_filled();
     assert_eq!(read(&node, "cache", OLD / 4, 1), OLD / 4, "from L2");
 
     // What a device that fails badly may be left with: rings that say nothing of its failure.
@@ -223,12 +228,7 @@ fn a_device_that_takes_no_more_writes_poisons_l2_and_its_records_are_there_when_
 #[test]
 fn a_device_that_dies_is_survived_and_one_in_its_place_starts_empty() {
     let place = Place::new(None);
-    let node = place.start();
-    put(&node, "old", OLD, 1);
-    put(&node, "cache", OLD, 1);
-    assert!(node.stop().status.success());
-    let node = place.start();
-    assert_eq!(read(&node, "old", OLD / 2, 1), OLD / 2, "from L2");
+    let node = place.start_filled();
 
     place.device.break_device();
     // A read that fails is an error of that read: the rest comes from L3.
